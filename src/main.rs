@@ -1,0 +1,2 @@
+//! The canary operator's binary.
+fn main() {}
