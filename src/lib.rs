@@ -1,1 +1,6 @@
-//! The canary operator.
+//! Progressive releases behind ingress-nginx from one `CanaryRelease`.
+//!
+//! One way through, each step a module: [`observe`] reads, [`release`] validates and decides without I/O,
+//! [`cluster`] applies the writes that were decided, and the status is written last.
+
+pub mod api;

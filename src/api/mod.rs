@@ -1,0 +1,31 @@
+//! The `CanaryRelease` resource, `canary-operator.dev/v1alpha1`: what users write and what they read back.
+
+mod duration;
+mod spec;
+mod status;
+mod weight;
+
+pub use duration::{Duration, DurationError};
+pub use spec::{Canary, CanaryRelease, CanaryReleaseSpec, Ramp, Step, Target};
+pub use status::{
+    CanaryObjects, CanaryPods, CanaryReleaseStatus, HistoryEntry, Outcome, Phase, Reached, Rollout, Stage, conditions,
+    set_condition,
+};
+pub use weight::{Weight, WeightError};
+
+/// API group of the resource; also the prefix of every label and annotation that the operator writes.
+pub const GROUP: &str = "canary-operator.dev";
+
+/// Finalizer held on a `CanaryRelease` only while objects of a canary may exist, so that an idle
+/// operator can be uninstalled without leaving resources that nobody can delete.
+pub const FINALIZER: &str = "canary-operator.dev/traffic";
+
+/// Label on everything made for a release, pods included; its value is the name of the `CanaryRelease`.
+pub const LABEL_RELEASE: &str = "canary-operator.dev/release";
+
+/// Label on the canary's pods: the revision they run, so that a predecessor's dying pods are not taken for them.
+pub const LABEL_REVISION: &str = "canary-operator.dev/revision";
+
+/// Annotation on a canary Ingress: number of the step whose weight it carries. Written together with the weight,
+/// so that an operator that died before recording the step finds out where traffic stands.
+pub const ANNOTATION_STEP: &str = "canary-operator.dev/step";

@@ -1,0 +1,147 @@
+use super::{CanaryReleaseStatus, Duration, Weight};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Releases a new version of a Deployment behind ingress-nginx step by step, and promotes it or rolls it back.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "canary-operator.dev",
+    version = "v1alpha1",
+    kind = "CanaryRelease",
+    namespaced,
+    status = "CanaryReleaseStatus",
+    derive = "PartialEq",
+    shortname = "canary",
+    category = "all",
+    doc = "Releases a new version of a Deployment behind ingress-nginx step by step, and promotes it or rolls it back.",
+    selectable = ".spec.target.deployment",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.step"),
+    printcolumn(name = "Weight", type_ = "string", json_path = ".status.weight"),
+    printcolumn(name = "Stable", type_ = "string", json_path = ".status.stableImage"),
+    printcolumn(name = "Canary", type_ = "string", json_path = ".status.canaryImage"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Next advance", type_ = "string", json_path = ".status.nextAdvanceAt", priority = 1),
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name may have at most 63 characters: it becomes a label value")
+)]
+#[cfg_attr(test, kube(cel))]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.steps) != has(self.ramp)").message("set either steps or ramp, exactly one of them"),
+)]
+pub struct CanaryReleaseSpec {
+    /// What is released: objects of this namespace that serve version 1 today.
+    pub target: Target,
+    /// How version 2 differs from version 1.
+    pub canary: Canary,
+    /// The schedule, written out. The last step's hold is followed by promotion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 50))]
+    #[x_kube(
+        validation = Rule::new("self.map(s, double(s.weight)).isSorted()").message("weights may not fall from one step to the next"),
+        merge_strategy = ListMerge::Atomic,
+    )]
+    pub steps: Option<Vec<Step>>,
+    /// The schedule as evenly spaced steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
+    /// How long any one wait (pods ready, canary scaled, stable rolled out) may take. Default 10m.
+    #[serde(default = "default_progress_deadline")]
+    pub progress_deadline: Duration,
+}
+
+fn default_progress_deadline() -> Duration {
+    Duration::seconds(600)
+}
+
+/// The objects that serve version 1.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Name of the Deployment that runs version 1 and will run version 2 after promotion.
+    #[schemars(length(min = 1, max = 253))]
+    pub deployment: String,
+    /// Name of the Service in front of it. When omitted: the one Service that selects the Deployment's pods and that an Ingress leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub service: Option<String>,
+    /// Names of the Ingresses that lead to the Service. When omitted: all that do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 253)))]
+    pub ingresses: Option<Vec<String>>,
+}
+
+/// How version 2 differs from version 1; at least an image or a template.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.image) || has(self.template)").message("set canary.image, canary.template or both: without either, version 2 would be version 1"),
+    validation = Rule::new("!has(self.container) || has(self.image)").message("canary.container says which container gets canary.image: set canary.image too"),
+)]
+pub struct Canary {
+    /// Image of version 2, for `container` or for the only container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// Which container gets `image`; needed where the pod has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub container: Option<String>,
+    /// Appended to the names of version 1's Deployment, Service and Ingresses to name the canary's.
+    #[serde(default = "default_suffix")]
+    #[schemars(length(min = 2, max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^-[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("suffix starts with a dash, followed by lower-case letters, digits and dashes, such as -v2"))]
+    pub suffix: String,
+    /// Strategic-merge overlay on version 1's pod template, in the form of a Deployment's `spec.template`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "pod_template_overlay")]
+    pub template: Option<Value>,
+    /// Number of canary pods throughout. When omitted the canary grows with its share of the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<i32>,
+}
+
+fn default_suffix() -> String {
+    "-canary".to_owned()
+}
+
+fn pod_template_overlay(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "description": "Strategic-merge overlay on version 1's pod template, in the form of a Deployment's `spec.template`. The API server does the merge and refuses unknown fields.",
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
+}
+
+/// One step of the schedule.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Share of the requests that go to version 2, in percent: an integer, or a decimal string of up to four places.
+    pub weight: Weight,
+    /// How long the weight stays, counted from when it is live in the controllers.
+    pub hold: Duration,
+}
+
+/// Evenly spaced steps: `from`, `from + by`, … up to `to`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("double(self.by) > 0.0").message("ramp.by must be more than 0"),
+    validation = Rule::new("double(self.from) <= double(self.to)").message("ramp.from may not exceed ramp.to"),
+    validation = Rule::new("double(self.by) == 0.0 || (double(self.to) - double(self.from)) / double(self.by) <= 100.0").message("the ramp has more than 100 steps: make ramp.by larger"),
+)]
+pub struct Ramp {
+    /// Weight of the first step, in percent.
+    pub from: Weight,
+    /// By how much each step raises the weight.
+    pub by: Weight,
+    /// Weight of the last step.
+    pub to: Weight,
+    /// How long each weight stays.
+    pub every: Duration,
+}
