@@ -4,3 +4,7 @@
 //! [`cluster`] applies the writes that were decided, and the status is written last.
 
 pub mod api;
+pub mod observe;
+pub mod release;
+pub mod render;
+pub mod routing;

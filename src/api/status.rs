@@ -96,6 +96,8 @@ pub struct Rollout {
     pub intent: String,
     /// What is being done.
     pub stage: Stage,
+    /// Hash of the schedule that `step` counts in.
+    pub schedule: String,
     /// Number of the step in force, from 1; 0 while the canary Ingress carries weight 0 before the first.
     #[serde(default)]
     pub step: u32,
@@ -223,8 +225,6 @@ pub mod conditions {
     pub const PREFLIGHT_PASSED: &str = "PreflightPassed";
     /// Version 2's pods are ready.
     pub const CANARY_AVAILABLE: &str = "CanaryAvailable";
-    /// The weight in force has had its time to reach every controller.
-    pub const WEIGHT_LIVE: &str = "WeightLive";
     /// Version 2 has taken version 1's place.
     pub const PROMOTED: &str = "Promoted";
     /// Version 2 was taken back; sticky until the spec asks for another version.
