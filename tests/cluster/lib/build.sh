@@ -70,11 +70,10 @@ part_title() {
 	esac
 }
 
-# Sets PART_DIR to the cache folder of each part; computed once a run.
-declare -gA PART_DIR=()
 find_parts() {
 	local part
 	for part in "${GO_PARTS[@]}"; do
+		# shellcheck disable=SC2004 # an associative array
 		PART_DIR[$part]=$CACHE_DIR/$part-$(key "$RIG_DIR/build/$part" "$(go_packages "$part")" "$(go_ldflags "$part")" "$(declare -f build_go_part)")
 	done
 	find_images
@@ -113,7 +112,7 @@ build_go_part() {
 	local -a packages
 	mapfile -t packages < <(go_packages "$part")
 	mkdir -p "$out/bin"
-	cd "$RIG_DIR/build/$part"
+	cd "$RIG_DIR/build/$part" || return
 	# What runs inside an image has no C library of the machine's to link with.
 	case $part in coredns | ingress-nginx) export CGO_ENABLED=0 ;; esac
 	GOFLAGS='' GOWORK=off go build -trimpath -buildvcs=false -ldflags "$(go_ldflags "$part")" -o "$out/bin/" "${packages[@]}"

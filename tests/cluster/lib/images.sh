@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154,SC2004 # PART_DIR is an associative array of common.sh
 # The images, made without a registry: file systems from Debian packages, laid
 # out as OCI images by umoci.
 
@@ -38,7 +39,8 @@ build_missing_images() {
 
 # A base is an OCI layout with one image, `base`, of one layer.
 build_base() {
-	local base=$1 target=${PART_DIR[base-$1]}
+	local base=$1
+	local target=${PART_DIR[base-$base]}
 	local out=$target.part
 	mkdir -p "$out"
 	# The packages are unpacked and not set up: what their scripts would make and
@@ -70,7 +72,7 @@ build_base() {
 
 # new_image LAYOUT NAME: starts NAME in LAYOUT from its `base`, or from nothing.
 new_image() {
-	if umoci ls --layout "$1" | grep -qx base; then
+	if umoci ls --layout "$1" | grep -x base >/dev/null; then
 		umoci tag --image "$1:base" "$2"
 	else
 		umoci new --image "$1:$2"
@@ -87,7 +89,7 @@ add_folder() {
 
 # pack LAYOUT FILE: the layout as one archive, without the nameless base.
 pack() {
-	! umoci ls --layout "$1" | grep -qx base || umoci rm --image "$1:base"
+	! umoci ls --layout "$1" | grep -x base >/dev/null || umoci rm --image "$1:base"
 	umoci gc --layout "$1"
 	tar -C "$1" -cf "$2" .
 	rm -rf "$1"

@@ -72,9 +72,9 @@ start_failed() {
 	for file in node deploy; do
 		[[ ! -s $LOG_DIR/$file.log ]] || { say "--- $file.log" && tail -n 15 "$LOG_DIR/$file.log" >&2; }
 	done
-	for file in $(sed -n 's/^failed: \([a-z-]*\) ended.*/\1/p' "$RUN_DIR/progress"); do
+	while read -r file; do
 		say "--- $file.log" && tail -n 15 "$LOG_DIR/$file.log" >&2
-	done
+	done < <(sed -n 's/^failed: \([a-z-]*\) ended.*/\1/p' "$RUN_DIR/progress")
 	stop_processes
 	remove_cgroups
 	die "the cluster did not start; all its logs are in $LOG_DIR."

@@ -3,7 +3,8 @@
 # every component, installs CoreDNS and ingress-nginx, and then ends as soon as
 # one component ends. All it makes goes away with its namespaces.
 #
-# Used as: unshare --net --mount --pid --fork … node.sh RIG_DIR CACHE_FOLDERS…
+# Used by `up`: node.sh RIG SYSTEM_IMAGES APP_IMAGES CHART CNI_DIR, each a folder.
+# shellcheck disable=SC2317 # functions that until_true calls
 set -euo pipefail
 
 # shellcheck source=lib/common.sh
@@ -197,9 +198,9 @@ containerd_answers() { ctr -a "$CONTAINERD_SOCKET" version; }
 import_system_images() {
 	until_true 60 "containerd does not answer" containerd_answers
 	import "$SYSTEM_IMAGES"
+	touch "$RUN_DIR/system-imported"
 }
 import_system_images >"$LOG_DIR/import-system.log" 2>&1 &
-system_import=$!
 
 api_ready() { curl -fsS --max-time 5 --cacert ca.crt --cert admin.crt --key admin.key "https://$NODE_IP:6443/readyz"; }
 until_true 120 "kube-apiserver does not become ready" api_ready
@@ -259,7 +260,7 @@ node_known() { "$kubectl" get node "$NODE_NAME"; }
 
 deploy() {
 	# A pod that starts before its image is there waits out a back-off.
-	wait_for_import
+	until_true 120 "the system images cannot be imported; see import-system.log" test -e "$RUN_DIR/system-imported"
 	sed -e "s/@DNS_IP@/$DNS_IP/" "$RIG_DIR/manifests/coredns.yaml" | "$kubectl" apply -f - &
 	local coredns=$!
 	HELM_CACHE_HOME=$RUN_DIR/helm HELM_CONFIG_HOME=$RUN_DIR/helm HELM_DATA_HOME=$RUN_DIR/helm \
@@ -274,12 +275,6 @@ deploy() {
 	"$kubectl" rollout status --namespace ingress-nginx deployment/ingress-nginx-controller --timeout=120s
 	progress "ingress-nginx ready"
 }
-wait_for_import() {
-	# Not a child of the subshell that asks, hence no `wait`.
-	while kill -0 "$system_import" 2>/dev/null; do sleep 0.1; done
-	[[ ! -e $RUN_DIR/import-failed ]]
-}
-
 bring_up() {
 	local status=0
 	(
@@ -287,13 +282,13 @@ bring_up() {
 		deploy
 	) >"$LOG_DIR/deploy.log" 2>&1 &
 	local deploying=$!
-	wait_for_import
+	until_true 120 "the system images cannot be imported; see import-system.log" test -e "$RUN_DIR/system-imported"
 	import "$APP_IMAGES" >"$LOG_DIR/import-app.log" 2>&1 || status=1
 	wait "$deploying" || status=1
 	if ((status == 0)); then
 		touch "$RUN_DIR/ready"
 	else
-		progress "failed: the deployments did not become ready; see deploy.log, import-system.log and import-app.log in $LOG_DIR"
+		progress "failed: the deployments did not become ready; see deploy.log and import-app.log"
 	fi
 }
 bring_up &
