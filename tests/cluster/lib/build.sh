@@ -6,13 +6,11 @@ readonly GO_PARTS=(kubernetes etcd helm coredns ingress-nginx vegeta)
 
 # key STRING|FILE|FOLDER…: a short hash over the contents.
 key() {
-	local input file
+	local input
 	for input in "$@"; do
-		if [[ $input == /* && -e $input ]]; then
-			while read -r file; do
-				echo "${file#"$RIG_DIR"}"
-				cat "$file"
-			done < <(find "$input" -type f | LC_ALL=C sort)
+		if [[ $input == "$RIG_DIR"/* && -e $input ]]; then
+			find "$input" -type f -printf '%P\n' | LC_ALL=C sort
+			find "$input" -type f -print0 | LC_ALL=C sort -z | xargs -0 cat
 		else
 			echo "$input"
 		fi

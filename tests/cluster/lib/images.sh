@@ -49,19 +49,19 @@ build_base() {
 	mmdebstrap --variant=extract --include="$(base_packages "$base")" \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-		--customize-hook='mkdir -p "$1/etc" "$1/tmp" && chmod 1777 "$1/tmp"
+		--extract-hook='set -e
+			mkdir -p "$1/etc" "$1/tmp" && chmod 1777 "$1/tmp"
 			printf "root:x:0:0:root:/:/bin/sh\nwww-data:x:101:33::/:/bin/false\nnonroot:x:65532:65532::/:/bin/false\n" >"$1/etc/passwd"
 			printf "root:x:0:\nwww-data:x:33:\nnonroot:x:65532:\n" >"$1/etc/group"
 			if [ -d "$1/usr/share/ca-certificates/mozilla" ]; then
 				mkdir -p "$1/etc/ssl/certs"
 				cat "$1"/usr/share/ca-certificates/mozilla/*.crt >"$1/etc/ssl/certs/ca-certificates.crt"
 			fi
-			if [ -x "$1/usr/bin/python3" ]; then
+			if [ -e "$1/usr/bin/python3" ]; then
 				ln -s python3 "$1/usr/bin/python"
-				find "$1/usr/lib/python3"* "(" -name test -o -name idlelib -o -name lib2to3 -o -name __pycache__ ")" -prune -exec rm -rf "{}" +
+				find "$1/usr/lib/python3"* -depth "(" -name test -o -name idlelib -o -name lib2to3 ")" -exec rm -rf "{}" +
 			fi
-			if [ -x "$1/bin/busybox" ] && [ ! -e "$1/bin/sh" ]; then ln -s busybox "$1/bin/sh"; fi
-			rm -rf "$1/var/lib/apt" "$1/var/cache/apt" "$1/var/lib/dpkg" "$1/etc/apt"' \
+			if [ -x "$1/bin/busybox" ] && [ ! -e "$1/bin/sh" ]; then ln -s busybox "$1/bin/sh"; fi' \
 		--skip=output/dev "$DEBIAN_SUITE" "$out/layer.tar"
 	umoci init --layout "$out/oci"
 	umoci new --image "$out/oci:base"
