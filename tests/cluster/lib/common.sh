@@ -76,7 +76,7 @@ cgroup_folders() {
 		return
 	fi
 	while read -r _ mount _; do
-		[[ $mount == /sys/fs/cgroup/* ]] && echo "$mount/$name"
+		[[ $mount != /sys/fs/cgroup/* ]] || echo "$mount/$name"
 	done < <(grep -E '^[^ ]+ [^ ]+ cgroup2? ' /proc/mounts)
 }
 

@@ -108,6 +108,8 @@ remove_cluster() {
 		die "$CLUSTER_DIR holds other files than a cluster's: choose an empty or new folder with CANARY_CLUSTER_DIR."
 	fi
 	rm -rf --one-file-system "$CLUSTER_DIR"
+	# The parent too, when this was the last one in it.
+	[[ -n ${CANARY_CLUSTER_DIR:-} ]] || rmdir --ignore-fail-on-non-empty "${CLUSTER_DIR%/*}"
 }
 
 stop_processes() {
