@@ -44,6 +44,7 @@ pub struct CanaryReleaseStatus {
     pub rollout: Option<Rollout>,
     /// The last ten releases, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
     pub history: Vec<HistoryEntry>,
     /// `Ready`, `Reconciling`, `Stalled` as kstatus reads them, and one for each thing that must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -124,6 +125,7 @@ pub struct Rollout {
     pub exposed: bool,
     /// The weights reached so far, and when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
     pub reached: Vec<Reached>,
     /// How it ends or ended, once that is decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,6 +212,7 @@ pub struct HistoryEntry {
     pub ended_at: Time,
     /// The weights that were in force, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
     pub reached: Vec<Reached>,
 }
 

@@ -2,10 +2,14 @@
 
 mod endpoints;
 mod pods;
+mod read;
+mod views;
 mod workload;
 
 pub use endpoints::ready;
 pub use pods::{Failure, failure, last_line};
+pub use read::observe;
+pub use views::{View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
 use crate::api::CanaryRelease;

@@ -227,9 +227,10 @@ impl<'a> Draft<'a> {
 
     pub fn reached(&self, rollout: &mut Rollout, weight: Weight) {
         let at = Time(self.now);
-        match rollout.reached.last_mut() {
-            Some(last) if last.weight == weight => {}
-            _ => rollout.reached.push(Reached { weight, at }),
+        // The schema bounds the list: without a bound, CEL on its weights exceeds the API server's cost budget.
+        let told = rollout.reached.last().is_some_and(|last| last.weight == weight);
+        if !told && rollout.reached.len() < 128 {
+            rollout.reached.push(Reached { weight, at });
         }
     }
 
@@ -263,9 +264,10 @@ impl<'a> Draft<'a> {
         if let Some(rollout) = running {
             if let Some(canary) = self.canary(rollout) {
                 let failed = self.seen.failure.clone();
-                let (reason, log) = failed.map(|(failure, log)| (failure.reason, log)).unzip();
+                let told = self.status.canary_pods.take().filter(|_| rollout.stage == Stage::RollingBack).map(|pods| (pods.reason, pods.log));
+                let (reason, log) = failed.map(|(failure, log)| (Some(failure.reason), log)).or(told).unwrap_or_default();
                 let ready = i32::try_from(self.ready(&rollout.canary.service)).unwrap_or(i32::MAX);
-                self.status.canary_pods = Some(CanaryPods { ready, desired: canary.replicas, reason, log: log.flatten() });
+                self.status.canary_pods = Some(CanaryPods { ready, desired: canary.replicas, reason, log });
             }
         } else if rollout.as_ref().is_some_and(|r| r.outcome == Some(Outcome::Promoted)) {
             self.status.canary_pods = None;

@@ -101,6 +101,9 @@ build_missing() {
 			step "building $(part_title "$part") (about $(go_duration "$part") the first time)" build_go_part "$part"
 	done
 	build_missing_images
+	# Each change of an input leaves the older folder behind.
+	touch "${PART_DIR[@]}"
+	find "$CACHE_DIR" -mindepth 1 -maxdepth 1 -type d -name '*-*' -mtime +30 -exec rm -rf {} +
 	exec 8>&-
 }
 

@@ -14,7 +14,7 @@ take_lock() {
 }
 
 # What the running cluster was made from; another answer means a new cluster.
-fingerprint() { key "$(printf '%s\n' "${PART_DIR[@]}" | sort)" "$RIG_DIR/lib/node.sh" "$RIG_DIR/manifests"; }
+fingerprint() { key "$(printf '%s\n' "${PART_DIR[@]}" | sort)" "$RIG_DIR/lib/node.sh" "$RIG_DIR/lib/common.sh" "$RIG_DIR/manifests"; }
 
 healthy() {
 	find_init && [[ -e $RUN_DIR/ready ]] || return 1
