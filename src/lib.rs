@@ -1,1 +1,3 @@
 //! The canary operator.
+
+pub mod rehearse;
