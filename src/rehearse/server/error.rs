@@ -17,7 +17,9 @@ fn about(key: &Key, code: u16, reason: &str, message: &str) -> ApiError {
         name: key.name.clone(),
         group: key.resource.group.clone(),
         kind: key.resource.plural.clone(),
-        ..StatusDetails::default()
+        uid: String::new(),
+        causes: Vec::new(),
+        retry_after_seconds: 0,
     };
     Status::failure(message, reason).with_code(code).with_details(details).boxed()
 }

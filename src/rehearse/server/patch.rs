@@ -1,6 +1,6 @@
 //! The four ways to patch: JSON patch, merge patch, strategic merge patch, and server-side apply.
 
-use super::super::json::{object, set};
+use super::super::json::object;
 use super::error::{ApiError, bad_request, failure};
 use serde_json::{Map, Value};
 
@@ -153,9 +153,6 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
 fn without_directives(patch: &Value) -> Value {
     let mut out = Value::Null;
     strategic(&mut out, patch, "");
-    if out.is_null() && patch.is_object() {
-        set(&mut out, "", Value::Object(Map::new()));
-    }
     out
 }
 
