@@ -175,7 +175,6 @@ pub(crate) mod tests {
             world.apply(deployment("web", "web:v1", 4)).unwrap();
             world.run_until(MINUTE, |w| complete(w, "web")).await.unwrap();
             let from = world.server.with(|s| s.version());
-            world.server.edit(&Key::deployment("default", "web"), |d| crate::rehearse::json::set(d, "/spec/template/spec/containers/0", json!({"name": "app", "image": "web:v2"})));
             world.server.edit(&Key::deployment("default", "web"), |d| {
                 let c = d.pointer_mut("/spec/template/spec/containers").unwrap();
                 *c = json!([{"name": "app", "image": "web:v2"}]);

@@ -226,6 +226,8 @@ impl<'a> Reconcile<'a> {
             set_condition(&mut out, "Available", false, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.", &now);
         }
         match &self.refusal {
+            // The message names a pod that never was; the first one stands, or each attempt would be a change.
+            Some(_) if condition(&old, "ReplicaFailure").is_some() => {}
             Some(refusal) => set_condition(&mut out, "ReplicaFailure", true, "FailedCreate", &refusal.message, &now),
             None => out.retain(|c| text(c, "/type") != "ReplicaFailure"),
         }

@@ -38,10 +38,12 @@ impl Queue {
     pub(crate) async fn next(&mut self, of: impl Fn(&Version) -> Vec<Key>) -> Vec<Key> {
         let clock = self.server.clock();
         loop {
-            if !self.dirty.is_empty() {
-                tokio::time::sleep(self.lag).await;
-            }
             self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
+            if !self.dirty.is_empty() {
+                // Also what keeps an actor that answers its own writes from standing still in time.
+                tokio::time::sleep(self.lag).await;
+                self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
+            }
             let now = clock.elapsed();
             self.dirty.extend(self.due.iter().filter(|(_, age)| **age <= now).map(|(key, _)| key.clone()));
             self.due.retain(|_, age| *age > now);

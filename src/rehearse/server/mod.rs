@@ -347,3 +347,6 @@ fn metadata_of(object: &Value) -> Value {
     set(&mut out, "/metadata", object.get("metadata").cloned().unwrap_or_else(|| json!({})));
     out
 }
+
+#[cfg(test)]
+mod tests;
