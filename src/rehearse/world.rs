@@ -4,10 +4,11 @@ use super::{
     actors::{self, behaviour::Behaviour, kubelet::Settings},
     clock::VirtualClock,
     json::items,
+    nginx::{Nginx, model::CONTROLLER},
     server::{ApiServer, error::ApiError},
 };
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
@@ -19,6 +20,8 @@ use tokio::{
 pub struct World {
     /// The API server.
     pub server: ApiServer,
+    /// ingress-nginx.
+    pub nginx: Nginx,
     settings: watch::Sender<Settings>,
     tasks: JoinSet<()>,
 }
@@ -46,7 +49,13 @@ impl World {
         tasks.spawn(actors::kubelet::run(server.clone(), seen));
         tasks.spawn(actors::endpoints::run(server.clone()));
         tasks.spawn(actors::garbage::run(server.clone()));
-        Self { server, settings, tasks }
+        let nginx = Nginx::new(server.clone(), seed.wrapping_add(1));
+        tasks.spawn(nginx.clone().run());
+        let world = Self { server, nginx, settings, tasks };
+        let class = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": "nginx"}, "spec": {"controller": CONTROLLER}});
+        // Nothing can refuse the first object of an empty store.
+        let _ = world.apply(class);
+        world
     }
 
     /// A client of the API server, without a retry layer.
@@ -116,7 +125,6 @@ impl World {
 pub(crate) mod tests {
     use super::*;
     use crate::rehearse::{Key, Resource, json::{condition, int, is_true, text}, server::store::{ChangeKind, DeleteOptions}};
-    use serde_json::json;
 
     /// Runs a test's body in a world.
     pub(crate) fn in_world<T, F: Future<Output = T>>(seed: u64, body: impl FnOnce(World) -> F) -> T {
