@@ -8,6 +8,7 @@ pub mod actors;
 pub mod clock;
 pub mod json;
 pub mod nginx;
+pub mod play;
 pub mod server;
 pub mod world;
 
