@@ -2,7 +2,6 @@
 
 use super::model::{CATCH_ALL, DEFAULT_UPSTREAM, Location, Model, Policy, Upstream};
 use fastrand::Rng;
-use regex::Regex;
 use std::collections::BTreeMap;
 
 /// A request, as far as routing looks at it.
@@ -170,12 +169,12 @@ fn choose(request: &SimRequest, key: &str, stable: &Upstream, alternative: &str,
             if value == policy.header_value {
                 return Choice::Canary;
             }
-        } else if !policy.header_pattern.is_empty() {
-            match Regex::new(&policy.header_pattern) {
-                Ok(pattern) if pattern.is_match(value) => return Choice::Canary,
-                Ok(_) => {}
+        } else if let Some(pattern) = &policy.header_pattern {
+            match pattern {
+                Some(pattern) if pattern.is_match(value) => return Choice::Canary,
+                Some(_) => {}
                 // A broken pattern does not fall through.
-                Err(_) => return Choice::Stable,
+                None => return Choice::Stable,
             }
         } else if value == "always" {
             return Choice::Canary;

@@ -4,6 +4,7 @@ use crate::rehearse::{
     ApiServer, Resource,
     json::{int, items, map, text},
 };
+use regex::Regex;
 use serde_json::{Map, Value};
 use std::{
     cmp::Reverse,
@@ -28,7 +29,7 @@ pub struct Endpoint {
 }
 
 /// What the canary annotations say, as the controller parses them: mistakes become defaults in silence.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// `canary-weight`.
     pub weight: i64,
@@ -38,14 +39,14 @@ pub struct Policy {
     pub header: String,
     /// `canary-by-header-value`.
     pub header_value: String,
-    /// `canary-by-header-pattern`.
-    pub header_pattern: String,
+    /// `canary-by-header-pattern`; None within when it does not compile.
+    pub header_pattern: Option<Option<Regex>>,
     /// `canary-by-cookie`.
     pub cookie: String,
 }
 
 /// A Service:port that requests can go to.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Upstream {
     /// Ready endpoints.
     pub endpoints: Vec<Endpoint>,
@@ -71,7 +72,7 @@ pub struct Location {
 }
 
 /// The compiled configuration.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Model {
     /// Locations by host.
     pub servers: BTreeMap<String, Vec<Location>>,
@@ -243,7 +244,7 @@ impl Policy {
             total: number("canary-weight-total", 100),
             header: valid("canary-by-header", ""),
             header_value: valid("canary-by-header-value", ""),
-            header_pattern: valid("canary-by-header-pattern", "^$[](){}*+?|&=\\"),
+            header_pattern: Some(valid("canary-by-header-pattern", "^$[](){}*+?|&=\\")).filter(|p| !p.is_empty()).map(|p| Regex::new(&p).ok()),
             cookie: valid("canary-by-cookie", ""),
         }
     }

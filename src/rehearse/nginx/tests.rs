@@ -187,7 +187,7 @@ fn a_change_of_weight_is_live_within_four_and_a_half_seconds_and_dead_pods_answe
             crate::rehearse::json::remove(i, "/metadata/creationTimestamp");
             world.apply(i.clone()).unwrap();
         }
-        let live = |share: f64| move |w: &crate::rehearse::World| (w.nginx.share("a.test", "/") == Split::Shares { stable: 1.0 - share, canary: share });
+        let live = |share: f64| move |w: &crate::rehearse::World| w.nginx.share("a.test", "/") == Split::Shares { stable: 1.0 - share, canary: share };
         world.run_until(Duration::from_secs(20), live(0.0)).await.unwrap();
         world.pass(Duration::from_secs(20)).await;
         for weight in [10_u32, 30, 60, 100] {

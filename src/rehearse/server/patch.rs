@@ -107,9 +107,7 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>) {
             }
         } else if name.starts_with('$') {
             // The other directives ($setElementOrder) only order lists.
-        } else if value.is_null() {
-            out.remove(name);
-        } else if value.get("$patch").and_then(Value::as_str) == Some("delete") {
+        } else if value.is_null() || value.get("$patch").and_then(Value::as_str) == Some("delete") {
             out.remove(name);
         } else {
             strategic(out.entry(name.clone()).or_insert(Value::Null), value, name);

@@ -247,3 +247,46 @@ fn an_interceptor_can_refuse_lose_delay_and_kill() {
         }
     });
 }
+
+#[test]
+fn a_real_controller_reconciles_requeues_and_hears_of_what_it_owns() {
+    use kube::runtime::{Controller, controller::Action};
+    let run = || {
+        runtime().unwrap().block_on(async {
+            fastrand::seed(1);
+            let server = ApiServer::new(VirtualClock::new(), 1);
+            server.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})).unwrap();
+            let owner = server.get(&Key::new("", "configmaps", "default", "a")).unwrap();
+            let client = server.client();
+            let trace = Arc::new(Mutex::new(Vec::new()));
+            let (seen, clock) = (trace.clone(), server.clock());
+            let reconcile = move |object: Arc<ConfigMap>, client: Arc<kube::Client>| {
+                let (seen, clock) = (seen.clone(), clock);
+                async move {
+                    lock(&seen).push((clock.elapsed(), object.resource_version()));
+                    let api: Api<ConfigMap> = Api::default_namespaced((*client).clone());
+                    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": object.resource_version()}, "data": {"seen": "yes"}}));
+                    api.patch("a", &PatchParams::default(), &patch).await?;
+                    Ok::<_, kube::Error>(Action::requeue(Duration::from_secs(300)))
+                }
+            };
+            let controller = Controller::new(Api::<ConfigMap>::all(client.clone()), watcher::Config::default())
+                .owns(Api::<Deployment>::default_namespaced(client.clone()), watcher::Config::default())
+                .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), Arc::new(client))
+                .for_each(|_| std::future::ready(()));
+            let drive = async {
+                tokio::time::sleep(Duration::from_secs(100)).await;
+                let mut owned = web();
+                set(&mut owned, "/metadata/ownerReferences", json!([crate::rehearse::actors::deployment::owner_reference(&owner)]));
+                server.create(owned).unwrap();
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            };
+            tokio::select! { biased; () = controller => panic!("the controller ended"), () = drive => {} }
+            lock(&trace).clone()
+        })
+    };
+    let trace = run();
+    assert!(trace.iter().any(|(at, _)| at.as_secs() == 100), "the owned Deployment was heard of");
+    assert!((13..=16).contains(&trace.len()), "{trace:?}");
+    assert_eq!(trace, run());
+}
