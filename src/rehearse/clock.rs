@@ -22,7 +22,9 @@ impl Default for VirtualClock {
 impl VirtualClock {
     /// A clock that starts at the epoch now.
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     /// How long the world has existed.
@@ -33,7 +35,10 @@ impl VirtualClock {
     /// The present, to the nanosecond.
     pub fn now(&self) -> Timestamp {
         let passed = SignedDuration::try_from(self.elapsed()).unwrap_or(SignedDuration::MAX);
-        Timestamp::from_second(EPOCH_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH).saturating_add(passed).unwrap_or(Timestamp::MAX)
+        Timestamp::from_second(EPOCH_SECONDS)
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+            .saturating_add(passed)
+            .unwrap_or(Timestamp::MAX)
     }
 
     /// The present as `metav1.Time` is written, to the second.
@@ -48,7 +53,9 @@ impl VirtualClock {
 
     /// How long after the world's start `stamp` (RFC 3339) lies; zero when it does not parse or is earlier.
     pub fn age_at(&self, stamp: &str) -> Duration {
-        let Ok(at) = stamp.parse::<Timestamp>() else { return Duration::ZERO };
+        let Ok(at) = stamp.parse::<Timestamp>() else {
+            return Duration::ZERO;
+        };
         let epoch = Timestamp::from_second(EPOCH_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH);
         Duration::try_from(at.duration_since(epoch)).unwrap_or(Duration::ZERO)
     }
@@ -56,6 +63,8 @@ impl VirtualClock {
 
 /// `metav1.Time` for a timestamp: RFC 3339, whole seconds, rounded down.
 pub fn stamp(at: Timestamp) -> String {
-    let floor = jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Floor);
+    let floor = jiff::TimestampRound::new()
+        .smallest(Unit::Second)
+        .mode(jiff::RoundMode::Floor);
     at.round(floor).unwrap_or(at).to_string()
 }

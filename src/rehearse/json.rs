@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 /// The string at `pointer`, or "" when there is none.
 pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// The integer at `pointer`.
@@ -14,7 +17,11 @@ pub fn int(value: &Value, pointer: &str) -> Option<i64> {
 
 /// The items of the list at `pointer`; empty when there is none.
 pub fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 /// The object at `pointer`.
@@ -59,7 +66,9 @@ pub fn object(value: &mut Value) -> &mut Map<String, Value> {
 
 /// The condition of type `kind` in `status.conditions`.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    items(object, "/status/conditions").iter().find(|c| text(c, "/type") == kind)
+    items(object, "/status/conditions")
+        .iter()
+        .find(|c| text(c, "/type") == kind)
 }
 
 /// Whether the condition of type `kind` is "True".

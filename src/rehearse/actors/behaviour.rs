@@ -49,17 +49,29 @@ pub enum Behaviour {
 impl Behaviour {
     /// Runs and is ready after two seconds.
     pub fn healthy() -> Self {
-        Self::Healthy { startup: Duration::from_secs(2) }
+        Self::Healthy {
+            startup: Duration::from_secs(2),
+        }
     }
 
     /// Exits half a second after each start, as with a wrong command.
     pub fn crash_loop(log: &str) -> Self {
-        Self::Crash { startup: Duration::from_secs(2), runs: Duration::from_millis(500), exit_code: 1, log: log.into() }
+        Self::Crash {
+            startup: Duration::from_secs(2),
+            runs: Duration::from_millis(500),
+            exit_code: 1,
+            log: log.into(),
+        }
     }
 
     /// Is well for `runs`, then exits, and so on.
     pub fn crash_after(runs: Duration, log: &str) -> Self {
-        Self::Crash { startup: Duration::from_secs(2), runs, exit_code: 1, log: log.into() }
+        Self::Crash {
+            startup: Duration::from_secs(2),
+            runs,
+            exit_code: 1,
+            log: log.into(),
+        }
     }
 }
 
@@ -86,12 +98,21 @@ impl Behaviours {
     /// Pods with a container of this image behave so.
     pub fn image(&mut self, image: &str, behaviour: Behaviour) {
         let image = image.to_string();
-        self.rule(move |pod| items(pod, "/spec/containers").iter().any(|c| text(c, "/image") == image).then(|| behaviour.clone()));
+        self.rule(move |pod| {
+            items(pod, "/spec/containers")
+                .iter()
+                .any(|c| text(c, "/image") == image)
+                .then(|| behaviour.clone())
+        });
     }
 
     /// How this pod behaves.
     pub fn of(&self, pod: &Value) -> Behaviour {
-        self.rules.iter().rev().find_map(|rule| rule(pod)).unwrap_or_else(Behaviour::healthy)
+        self.rules
+            .iter()
+            .rev()
+            .find_map(|rule| rule(pod))
+            .unwrap_or_else(Behaviour::healthy)
     }
 }
 
@@ -119,10 +140,19 @@ pub struct Moment {
 }
 
 /// The moment at `age`; `probe` says whether there is a readiness probe, `at` writes an age as a timestamp.
-pub fn moment(behaviour: &Behaviour, age: Duration, container: &Value, at: impl Fn(Duration) -> String) -> Moment {
+pub fn moment(
+    behaviour: &Behaviour,
+    age: Duration,
+    container: &Value,
+    at: impl Fn(Duration) -> String,
+) -> Moment {
     let probe = container.get("readinessProbe").is_some();
     let image = text(container, "/image");
-    let creating = Moment { state: json!({"waiting": {"reason": "ContainerCreating"}}), next: Some(START), ..Moment::default() };
+    let creating = Moment {
+        state: json!({"waiting": {"reason": "ContainerCreating"}}),
+        next: Some(START),
+        ..Moment::default()
+    };
     let running = |from: Duration| json!({"running": {"startedAt": at(from)}});
     match behaviour {
         Behaviour::Unschedulable => Moment::default(),
@@ -131,36 +161,86 @@ pub fn moment(behaviour: &Behaviour, age: Duration, container: &Value, at: impl 
         Behaviour::Healthy { startup } => {
             let ready = age >= START + *startup;
             let next = (!ready).then_some(START + *startup);
-            Moment { state: running(START), started: true, ready, next, log: Some(String::new()), ..Moment::default() }
+            Moment {
+                state: running(START),
+                started: true,
+                ready,
+                next,
+                log: Some(String::new()),
+                ..Moment::default()
+            }
         }
-        Behaviour::NeverReady => Moment { state: running(START), started: true, log: Some(String::new()), ..Moment::default() },
-        Behaviour::Crash { startup, runs, exit_code, log } => {
+        Behaviour::NeverReady => Moment {
+            state: running(START),
+            started: true,
+            log: Some(String::new()),
+            ..Moment::default()
+        },
+        Behaviour::Crash {
+            startup,
+            runs,
+            exit_code,
+            log,
+        } => {
             let ready_after = if probe { *startup } else { Duration::ZERO };
-            crashing(age, *runs, ready_after, *exit_code, log, text(container, "/name"), &at)
+            crashing(
+                age,
+                *runs,
+                ready_after,
+                *exit_code,
+                log,
+                text(container, "/name"),
+                &at,
+            )
         }
         Behaviour::InitCrash { log } => {
             let runs = Duration::from_millis(500);
-            Moment { init: true, ready: false, ..crashing(age, runs, Duration::MAX, 1, log, text(container, "/name"), &at) }
+            Moment {
+                init: true,
+                ready: false,
+                ..crashing(
+                    age,
+                    runs,
+                    Duration::MAX,
+                    1,
+                    log,
+                    text(container, "/name"),
+                    &at,
+                )
+            }
         }
     }
 }
 
 /// ErrImagePull and ImagePullBackOff take turns.
 fn pulling(image: &str, message: &str, age: Duration) -> Moment {
-    let waiting = |reason: &str, message: String| json!({"waiting": {"reason": reason, "message": message}});
+    let waiting =
+        |reason: &str, message: String| json!({"waiting": {"reason": reason, "message": message}});
     let mut attempt = Duration::from_secs(2);
     let mut pause = FIRST_BACKOFF;
     if age < attempt {
-        return Moment { state: waiting("ContainerCreating", String::new()), next: Some(attempt), ..Moment::default() };
+        return Moment {
+            state: waiting("ContainerCreating", String::new()),
+            next: Some(attempt),
+            ..Moment::default()
+        };
     }
     loop {
         let refused = attempt + Duration::from_secs(2);
         if age < refused {
-            return Moment { state: waiting("ErrImagePull", message.into()), next: Some(refused), ..Moment::default() };
+            return Moment {
+                state: waiting("ErrImagePull", message.into()),
+                next: Some(refused),
+                ..Moment::default()
+            };
         }
         if age < attempt + pause {
             let text = format!("Back-off pulling image \"{image}\": ErrImagePull: {message}");
-            return Moment { state: waiting("ImagePullBackOff", text), next: Some(attempt + pause), ..Moment::default() };
+            return Moment {
+                state: waiting("ImagePullBackOff", text),
+                next: Some(attempt + pause),
+                ..Moment::default()
+            };
         }
         attempt += pause;
         pause = (pause * 2).min(LONGEST_BACKOFF);
@@ -168,7 +248,15 @@ fn pulling(image: &str, message: &str, age: Duration) -> Moment {
 }
 
 /// Run, exit, run again at once, and from then on wait longer each time.
-fn crashing(age: Duration, runs: Duration, ready_after: Duration, exit_code: i64, log: &str, name: &str, at: &impl Fn(Duration) -> String) -> Moment {
+fn crashing(
+    age: Duration,
+    runs: Duration,
+    ready_after: Duration,
+    exit_code: i64,
+    log: &str,
+    name: &str,
+    at: &impl Fn(Duration) -> String,
+) -> Moment {
     let runs = runs.max(Duration::from_millis(100));
     let reason = if exit_code == 0 { "Completed" } else { "Error" };
     let ended = |from: Duration| json!({"terminated": {"exitCode": exit_code, "reason": reason, "startedAt": at(from), "finishedAt": at(from + runs)}});
@@ -180,15 +268,37 @@ fn crashing(age: Duration, runs: Duration, ready_after: Duration, exit_code: i64
         let print = Some(log.to_string());
         if age < end {
             let ready = ready_after < runs && age >= start.saturating_add(ready_after);
-            let next = if !ready && ready_after < runs { start.saturating_add(ready_after) } else { end };
+            let next = if !ready && ready_after < runs {
+                start.saturating_add(ready_after)
+            } else {
+                end
+            };
             let state = json!({"running": {"startedAt": at(start)}});
             let log = Some(String::new());
-            return Moment { state, last, restarts, started: true, ready, init: false, log, previous_log, next: Some(next) };
+            return Moment {
+                state,
+                last,
+                restarts,
+                started: true,
+                ready,
+                init: false,
+                log,
+                previous_log,
+                next: Some(next),
+            };
         }
         // The exit itself shows for a second before the kubelet reports what it does about it.
         let shown = end + Duration::from_secs(1);
         if age < shown {
-            return Moment { state: ended(start), last, restarts, log: print, previous_log, next: Some(shown), ..Moment::default() };
+            return Moment {
+                state: ended(start),
+                last,
+                restarts,
+                log: print,
+                previous_log,
+                next: Some(shown),
+                ..Moment::default()
+            };
         }
         pause = match pause {
             _ if runs >= FORGIVEN_AFTER => FIRST_BACKOFF,
@@ -199,9 +309,20 @@ fn crashing(age: Duration, runs: Duration, ready_after: Duration, exit_code: i64
         last = ended(start);
         let again = shown + pause;
         if age < again {
-            let message = format!("back-off {}s restarting failed container={name}", pause.as_secs());
+            let message = format!(
+                "back-off {}s restarting failed container={name}",
+                pause.as_secs()
+            );
             let state = json!({"waiting": {"reason": "CrashLoopBackOff", "message": message}});
-            return Moment { state, last, restarts, log: print, previous_log: Some(log.into()), next: Some(again), ..Moment::default() };
+            return Moment {
+                state,
+                last,
+                restarts,
+                log: print,
+                previous_log: Some(log.into()),
+                next: Some(again),
+                ..Moment::default()
+            };
         }
         previous_log = Some(log.into());
         restarts += 1;
@@ -216,8 +337,18 @@ mod tests {
     fn seen(behaviour: &Behaviour, until: u64) -> Vec<(u128, String, u32)> {
         let (mut age, mut out) = (Duration::ZERO, Vec::new());
         loop {
-            let m = moment(behaviour, age, &json!({"name": "app", "image": "x:1"}), |a| format!("{a:?}"));
-            let state = m.state.as_object().and_then(|s| s.iter().next()).map(|(k, v)| format!("{k} {}", text(v, "/reason"))).unwrap_or_default();
+            let m = moment(
+                behaviour,
+                age,
+                &json!({"name": "app", "image": "x:1"}),
+                |a| format!("{a:?}"),
+            );
+            let state = m
+                .state
+                .as_object()
+                .and_then(|s| s.iter().next())
+                .map(|(k, v)| format!("{k} {}", text(v, "/reason")))
+                .unwrap_or_default();
             out.push((age.as_millis(), state.trim().to_string(), m.restarts));
             match m.next {
                 Some(next) if next <= Duration::from_secs(until) => age = next,
@@ -240,19 +371,44 @@ mod tests {
             (16000, "waiting CrashLoopBackOff", 2),
             (36000, "running", 3),
         ];
-        let expected: Vec<_> = expected.iter().map(|(t, s, n)| (*t, (*s).to_string(), *n)).collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(t, s, n)| (*t, (*s).to_string(), *n))
+            .collect();
         assert_eq!(seen(&Behaviour::crash_loop("boom"), 36), expected);
     }
 
     #[test]
     fn an_image_that_cannot_be_had_alternates_between_err_image_pull_and_back_off() {
-        let states: Vec<String> = seen(&Behaviour::ImagePullBackOff { message: "not found".into() }, 30).into_iter().map(|(_, s, _)| s).collect();
-        assert_eq!(states, ["waiting ContainerCreating", "waiting ErrImagePull", "waiting ImagePullBackOff", "waiting ErrImagePull", "waiting ImagePullBackOff"]);
+        let states: Vec<String> = seen(
+            &Behaviour::ImagePullBackOff {
+                message: "not found".into(),
+            },
+            30,
+        )
+        .into_iter()
+        .map(|(_, s, _)| s)
+        .collect();
+        assert_eq!(
+            states,
+            [
+                "waiting ContainerCreating",
+                "waiting ErrImagePull",
+                "waiting ImagePullBackOff",
+                "waiting ErrImagePull",
+                "waiting ImagePullBackOff"
+            ]
+        );
     }
 
     #[test]
     fn a_healthy_container_is_ready_after_its_startup_and_then_nothing_changes() {
-        let m = moment(&Behaviour::healthy(), Duration::from_secs(4), &json!({}), |a| format!("{a:?}"));
+        let m = moment(
+            &Behaviour::healthy(),
+            Duration::from_secs(4),
+            &json!({}),
+            |a| format!("{a:?}"),
+        );
         assert!(m.ready && m.next.is_none());
     }
 }

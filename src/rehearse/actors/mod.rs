@@ -9,7 +9,10 @@ pub mod kubelet;
 pub mod rollout;
 
 use super::server::{ApiServer, Changes, resource::Key, store::Version};
-use std::{collections::{BTreeMap, BTreeSet}, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// The work queue of an actor: keys that changes made dirty, and keys that are due at a later age of the world.
 pub(crate) struct Queue {
@@ -23,7 +26,13 @@ pub(crate) struct Queue {
 impl Queue {
     /// A queue that looks at changes `lag` after they happen.
     pub(crate) fn new(server: &ApiServer, lag: Duration) -> Self {
-        Self { server: server.clone(), changes: server.subscribe_from_start(), lag, due: BTreeMap::new(), dirty: BTreeSet::new() }
+        Self {
+            server: server.clone(),
+            changes: server.subscribe_from_start(),
+            lag,
+            due: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        }
     }
 
     /// Looks at `key` again when the world is `age` old; None: not before the next change.
@@ -38,14 +47,21 @@ impl Queue {
     pub(crate) async fn next(&mut self, of: impl Fn(&Version) -> Vec<Key>) -> Vec<Key> {
         let clock = self.server.clock();
         loop {
-            self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
+            self.dirty
+                .extend(self.changes.pending().iter().flat_map(|v| of(v)));
             if !self.dirty.is_empty() {
                 // Also what keeps an actor that answers its own writes from standing still in time.
                 tokio::time::sleep(self.lag).await;
-                self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
+                self.dirty
+                    .extend(self.changes.pending().iter().flat_map(|v| of(v)));
             }
             let now = clock.elapsed();
-            self.dirty.extend(self.due.iter().filter(|(_, age)| **age <= now).map(|(key, _)| key.clone()));
+            self.dirty.extend(
+                self.due
+                    .iter()
+                    .filter(|(_, age)| **age <= now)
+                    .map(|(key, _)| key.clone()),
+            );
             self.due.retain(|_, age| *age > now);
             if !self.dirty.is_empty() {
                 return std::mem::take(&mut self.dirty).into_iter().collect();

@@ -38,8 +38,17 @@ impl Bounds {
         let unavailable = absolute(at("maxUnavailable"), desired, false);
         let recreate = super::super::json::text(deployment, "/spec/strategy/type") == "Recreate";
         // Both zero would never move.
-        let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
-        Self { desired, surge, unavailable: unavailable.min(desired), recreate }
+        let unavailable = if surge == 0 && unavailable == 0 {
+            1
+        } else {
+            unavailable
+        };
+        Self {
+            desired,
+            surge,
+            unavailable: unavailable.min(desired),
+            recreate,
+        }
     }
 }
 
@@ -72,7 +81,11 @@ pub fn next(bounds: Bounds, sets: &[Set]) -> Vec<i64> {
     let room = (bounds.desired + bounds.surge - total).max(0);
     let mut new_unavailable = 0;
     for (slot, set) in out.iter_mut().zip(sets).filter(|(_, s)| s.is_new) {
-        *slot = if set.replicas > bounds.desired { bounds.desired } else { set.replicas + room.min(bounds.desired - set.replicas) };
+        *slot = if set.replicas > bounds.desired {
+            bounds.desired
+        } else {
+            set.replicas + room.min(bounds.desired - set.replicas)
+        };
         new_unavailable += (*slot - set.available).max(0);
     }
     // Old pods may go as long as enough stay; those that do not serve go first.
@@ -103,7 +116,9 @@ mod tests {
         let of = |replicas: i64| Bounds::of(&json!({"spec": {"replicas": replicas}}));
         assert_eq!((of(10).surge, of(10).unavailable), (3, 2));
         assert_eq!((of(1).surge, of(1).unavailable), (1, 0));
-        let none = Bounds::of(&json!({"spec": {"replicas": 3, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}}));
+        let none = Bounds::of(
+            &json!({"spec": {"replicas": 3, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}}),
+        );
         assert_eq!(none.unavailable, 1);
     }
 
@@ -111,7 +126,12 @@ mod tests {
     fn a_rolling_update_never_leaves_its_bounds_and_ends() {
         for desired in 1..=12 {
             let bounds = Bounds::of(&json!({"spec": {"replicas": desired}}));
-            let set = |replicas, is_new| Set { replicas, pods: replicas, available: replicas, is_new };
+            let set = |replicas, is_new| Set {
+                replicas,
+                pods: replicas,
+                available: replicas,
+                is_new,
+            };
             let mut sets = vec![set(desired, false), set(0, true)];
             let mut rounds = 0;
             while sets[1].available < desired || sets[0].replicas > 0 {
@@ -122,7 +142,10 @@ mod tests {
                     set.available = set.replicas.min(replicas);
                     set.replicas = replicas;
                 }
-                assert!(sets.iter().map(|s| s.available).sum::<i64>() >= desired - bounds.unavailable, "{desired}: {sets:?}");
+                assert!(
+                    sets.iter().map(|s| s.available).sum::<i64>() >= desired - bounds.unavailable,
+                    "{desired}: {sets:?}"
+                );
                 rounds += 1;
                 assert!(rounds < 50);
             }
@@ -131,9 +154,24 @@ mod tests {
 
     #[test]
     fn recreate_waits_until_the_last_old_pod_is_gone() {
-        let bounds = Bounds { desired: 2, surge: 1, unavailable: 0, recreate: true };
-        let old = Set { replicas: 0, pods: 1, available: 0, is_new: false };
-        let new = Set { replicas: 0, pods: 0, available: 0, is_new: true };
+        let bounds = Bounds {
+            desired: 2,
+            surge: 1,
+            unavailable: 0,
+            recreate: true,
+        };
+        let old = Set {
+            replicas: 0,
+            pods: 1,
+            available: 0,
+            is_new: false,
+        };
+        let new = Set {
+            replicas: 0,
+            pods: 0,
+            available: 0,
+            is_new: true,
+        };
         assert_eq!(next(bounds, &[old, new]), [0, 0]);
         assert_eq!(next(bounds, &[Set { pods: 0, ..old }, new]), [0, 2]);
     }

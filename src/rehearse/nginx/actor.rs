@@ -3,7 +3,10 @@
 use super::{Model, Outcome, SimRequest, Split};
 use crate::rehearse::{
     ApiServer,
-    server::{resource::Key, store::Version},
+    server::{
+        resource::Key,
+        store::{ChangeKind, Version},
+    },
 };
 use fastrand::Rng;
 use serde_json::Value;
@@ -29,7 +32,11 @@ pub struct Nginx {
 impl Nginx {
     /// A controller with an empty configuration; [`Self::run`] must be running for it to change.
     pub fn new(server: ApiServer, seed: u64) -> Self {
-        Self { server, live: Arc::default(), rng: Arc::new(Mutex::new(Rng::with_seed(seed))) }
+        Self {
+            server,
+            live: Arc::default(),
+            rng: Arc::new(Mutex::new(Rng::with_seed(seed))),
+        }
     }
 
     /// Runs for ever.
@@ -55,7 +62,10 @@ impl Nginx {
 
     /// The configuration in force.
     pub fn model(&self) -> Arc<Model> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sends one request through; a pod that has gone or does not run answers 502.
@@ -63,7 +73,9 @@ impl Nginx {
         let model = self.model();
         let outcome = self.with_rng(|rng| model.route(request, rng));
         match &outcome {
-            Outcome::Stable { pod } | Outcome::Canary { pod } if !self.answers(namespace, pod) => Outcome::Status(502),
+            Outcome::Stable { pod } | Outcome::Canary { pod } if !self.answers(namespace, pod) => {
+                Outcome::Status(502)
+            }
             _ => outcome,
         }
     }
@@ -76,7 +88,10 @@ impl Nginx {
     /// Whether a container runs behind the address that nginx knows.
     fn answers(&self, namespace: &str, pod: &str) -> bool {
         let pod = self.server.get(&Key::pod(namespace, pod));
-        pod.is_some_and(|p| p.pointer("/status/containerStatuses/0/state/running").is_some_and(Value::is_object))
+        pod.is_some_and(|p| {
+            p.pointer("/status/containerStatuses/0/state/running")
+                .is_some_and(Value::is_object)
+        })
     }
 
     fn with_rng<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
@@ -86,13 +101,16 @@ impl Nginx {
 
 fn concerns(version: &Version) -> bool {
     match version.key.resource.plural.as_str() {
-        "ingresses" => without_status(version.previous.as_deref()) != without_status(Some(&version.object)) || version.previous.is_none(),
+        "ingresses" => {
+            version.change != ChangeKind::Modified
+                || seen_of(version.previous.as_deref()) != seen_of(Some(&version.object))
+        }
         "services" | "endpointslices" | "ingressclasses" => true,
         _ => false,
     }
 }
 
 /// What of an Ingress the controller looks at.
-fn without_status(ingress: Option<&Value>) -> [Option<&Value>; 3] {
-    ["/metadata/annotations", "/metadata/deletionTimestamp", "/spec"].map(|at| ingress.and_then(|i| i.pointer(at)))
+fn seen_of(ingress: Option<&Value>) -> [Option<&Value>; 2] {
+    ["/metadata/annotations", "/spec"].map(|at| ingress.and_then(|i| i.pointer(at)))
 }

@@ -22,8 +22,16 @@ fn deployment(object: &mut Value) {
     default(object, "/spec/progressDeadlineSeconds", json!(600));
     default(object, "/spec/strategy/type", json!("RollingUpdate"));
     if text(object, "/spec/strategy/type") == "RollingUpdate" {
-        default(object, "/spec/strategy/rollingUpdate/maxSurge", json!("25%"));
-        default(object, "/spec/strategy/rollingUpdate/maxUnavailable", json!("25%"));
+        default(
+            object,
+            "/spec/strategy/rollingUpdate/maxSurge",
+            json!("25%"),
+        );
+        default(
+            object,
+            "/spec/strategy/rollingUpdate/maxUnavailable",
+            json!("25%"),
+        );
     }
     pod_spec(object, "/spec/template/spec");
 }
@@ -39,25 +47,51 @@ fn pod_spec(object: &mut Value, at: &str) {
         default(object, &format!("{at}/{field}"), value);
     }
     for list in ["containers", "initContainers"] {
-        let containers = object.pointer_mut(&format!("{at}/{list}")).and_then(Value::as_array_mut);
+        let containers = object
+            .pointer_mut(&format!("{at}/{list}"))
+            .and_then(Value::as_array_mut);
         containers.into_iter().flatten().for_each(container);
     }
 }
 
 fn container(container: &mut Value) {
-    default(container, "/terminationMessagePath", json!("/dev/termination-log"));
+    default(
+        container,
+        "/terminationMessagePath",
+        json!("/dev/termination-log"),
+    );
     default(container, "/terminationMessagePolicy", json!("File"));
     default(container, "/resources", json!({}));
     let image = text(container, "/image");
-    let tag = image.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("latest", |(_, tag)| tag);
-    let policy = if tag == "latest" && !image.contains('@') { "Always" } else { "IfNotPresent" };
+    let tag = image
+        .rsplit('/')
+        .next()
+        .and_then(|last| last.split_once(':'))
+        .map_or("latest", |(_, tag)| tag);
+    let policy = if tag == "latest" && !image.contains('@') {
+        "Always"
+    } else {
+        "IfNotPresent"
+    };
     default(container, "/imagePullPolicy", json!(policy));
-    for port in container.pointer_mut("/ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    for port in container
+        .pointer_mut("/ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         default(port, "/protocol", json!("TCP"));
     }
     for probe in ["readinessProbe", "livenessProbe", "startupProbe"] {
-        let Some(probe) = container.get_mut(probe).filter(|p| p.is_object()) else { continue };
-        for (field, value) in [("/timeoutSeconds", 1), ("/periodSeconds", 10), ("/successThreshold", 1), ("/failureThreshold", 3)] {
+        let Some(probe) = container.get_mut(probe).filter(|p| p.is_object()) else {
+            continue;
+        };
+        for (field, value) in [
+            ("/timeoutSeconds", 1),
+            ("/periodSeconds", 10),
+            ("/successThreshold", 1),
+            ("/failureThreshold", 3),
+        ] {
             default(probe, field, json!(value));
         }
         if probe.get("httpGet").is_some() {
@@ -71,7 +105,12 @@ fn service(object: &mut Value) {
     default(object, "/spec/type", json!("ClusterIP"));
     default(object, "/spec/sessionAffinity", json!("None"));
     default(object, "/spec/internalTrafficPolicy", json!("Cluster"));
-    for port in object.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    for port in object
+        .pointer_mut("/spec/ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         default(port, "/protocol", json!("TCP"));
         let own = port.get("port").cloned().unwrap_or(Value::Null);
         default(port, "/targetPort", own);
@@ -88,7 +127,11 @@ pub fn initial_status(resource: &Resource, object: &mut Value) {
     if resource.has_status() {
         super::super::json::remove(object, "/status");
         match resource.plural.as_str() {
-            "pods" => set(object, "/status", json!({"phase": "Pending", "qosClass": "BestEffort"})),
+            "pods" => set(
+                object,
+                "/status",
+                json!({"phase": "Pending", "qosClass": "BestEffort"}),
+            ),
             "ingresses" | "services" => set(object, "/status", json!({"loadBalancer": {}})),
             "deployments" | "replicasets" => set(object, "/status", json!({})),
             "namespaces" => set(object, "/status", json!({"phase": "Active"})),

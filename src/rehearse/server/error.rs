@@ -21,29 +21,58 @@ fn about(key: &Key, code: u16, reason: &str, message: &str) -> ApiError {
         causes: Vec::new(),
         retry_after_seconds: 0,
     };
-    Status::failure(message, reason).with_code(code).with_details(details).boxed()
+    Status::failure(message, reason)
+        .with_code(code)
+        .with_details(details)
+        .boxed()
 }
 
 /// 404: no such object.
 pub fn not_found(key: &Key) -> ApiError {
-    about(key, 404, "NotFound", &format!("{} \"{}\" not found", key.resource, key.name))
+    about(
+        key,
+        404,
+        "NotFound",
+        &format!("{} \"{}\" not found", key.resource, key.name),
+    )
 }
 
 /// 404: no such path.
 pub fn no_such_path() -> ApiError {
-    failure(404, "NotFound", "the server could not find the requested resource")
+    failure(
+        404,
+        "NotFound",
+        "the server could not find the requested resource",
+    )
 }
 
 /// 409: the name is taken.
 pub fn already_exists(key: &Key, being_deleted: bool) -> ApiError {
-    let prefix = if being_deleted { "object is being deleted: " } else { "" };
-    about(key, 409, "AlreadyExists", &format!("{prefix}{} \"{}\" already exists", key.resource, key.name))
+    let prefix = if being_deleted {
+        "object is being deleted: "
+    } else {
+        ""
+    };
+    about(
+        key,
+        409,
+        "AlreadyExists",
+        &format!("{prefix}{} \"{}\" already exists", key.resource, key.name),
+    )
 }
 
 /// 409: somebody else wrote first.
 pub fn conflict(key: &Key) -> ApiError {
     let message = "the object has been modified; please apply your changes to the latest version and try again";
-    about(key, 409, "Conflict", &format!("Operation cannot be fulfilled on {} \"{}\": {message}", key.resource, key.name))
+    about(
+        key,
+        409,
+        "Conflict",
+        &format!(
+            "Operation cannot be fulfilled on {} \"{}\": {message}",
+            key.resource, key.name
+        ),
+    )
 }
 
 /// 409: a precondition of a delete does not hold.
@@ -57,7 +86,12 @@ pub fn precondition(key: &Key, field: &str, wanted: &str, found: &str) -> ApiErr
 
 /// 422: the object breaks a rule of its kind.
 pub fn invalid(key: &Key, kind: &str, why: &str) -> ApiError {
-    about(key, 422, "Invalid", &format!("{kind} \"{}\" is invalid: {why}", key.name))
+    about(
+        key,
+        422,
+        "Invalid",
+        &format!("{kind} \"{}\" is invalid: {why}", key.name),
+    )
 }
 
 /// 400: not to be understood.
@@ -67,17 +101,30 @@ pub fn bad_request(message: &str) -> ApiError {
 
 /// 403: not allowed.
 pub fn forbidden(key: &Key, why: &str) -> ApiError {
-    about(key, 403, "Forbidden", &format!("{} \"{}\" is forbidden: {why}", key.resource, key.name))
+    about(
+        key,
+        403,
+        "Forbidden",
+        &format!("{} \"{}\" is forbidden: {why}", key.resource, key.name),
+    )
 }
 
 /// 405: the resource does not take this verb.
 pub fn method_not_allowed(resource: &Resource) -> ApiError {
-    failure(405, "MethodNotAllowed", &format!("the server does not allow this method on the requested resource {resource}"))
+    failure(
+        405,
+        "MethodNotAllowed",
+        &format!("the server does not allow this method on the requested resource {resource}"),
+    )
 }
 
 /// 410: the version asked for is no longer kept.
 pub fn expired(version: u64, oldest: u64) -> ApiError {
-    failure(410, "Expired", &format!("too old resource version: {version} ({oldest})"))
+    failure(
+        410,
+        "Expired",
+        &format!("too old resource version: {version} ({oldest})"),
+    )
 }
 
 /// The `Status` object as it goes over the wire.

@@ -143,6 +143,10 @@ impl Record {
 
     /// The object meant.
     pub fn key(&self) -> Key {
-        Key { resource: self.resource.clone(), namespace: self.namespace.clone(), name: self.name.clone() }
+        Key {
+            resource: self.resource.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
     }
 }

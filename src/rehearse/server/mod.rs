@@ -1,5 +1,6 @@
 //! The API server: a `tower::Service` that `kube::Client` talks to, over a [`store`].
 
+pub mod change;
 pub mod defaults;
 pub mod error;
 pub mod intercept;
@@ -75,12 +76,18 @@ impl ApiServer {
             logs: Mutex::default(),
             crashes: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), client: Arc::from("client") }
+        Self {
+            shared: Arc::new(shared),
+            client: Arc::from("client"),
+        }
     }
 
     /// The same server as another client sees it; the name shows in records and crashes.
     pub fn named(&self, client: &str) -> Self {
-        Self { shared: self.shared.clone(), client: Arc::from(client) }
+        Self {
+            shared: self.shared.clone(),
+            client: Arc::from(client),
+        }
     }
 
     /// A `kube::Client` on this server, without a retry layer.
@@ -113,19 +120,36 @@ impl ApiServer {
 
     /// All objects of a resource in a namespace ("" for all).
     pub fn list(&self, resource: &Resource, namespace: &str) -> Vec<Arc<Value>> {
-        self.with(|s| s.list(resource, namespace)).into_iter().map(|(_, o)| o).collect()
+        self.with(|s| s.list(resource, namespace))
+            .into_iter()
+            .map(|(_, o)| o)
+            .collect()
     }
 
     /// Creates an object, named by its manifest, as somebody inside the cluster.
     pub fn create(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let key = Key::of(&object);
-        self.with(|s| s.create(&key.resource, &key.namespace, object, WriteOptions::default()))
+        self.with(|s| {
+            s.create(
+                &key.resource,
+                &key.namespace,
+                object,
+                WriteOptions::default(),
+            )
+        })
     }
 
     /// Creates the object, or merges its manifest into what exists, as `kubectl apply` does.
     pub fn apply(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let key = Key::of(&object);
-        self.with(|s| s.patch(&key, patch::PatchKind::Apply, &object, WriteOptions::default()))
+        self.with(|s| {
+            s.patch(
+                &key,
+                patch::PatchKind::Apply,
+                &object,
+                WriteOptions::default(),
+            )
+        })
     }
 
     /// Changes an object at once, status and all, as somebody else. None when it does not exist.
@@ -151,16 +175,27 @@ impl ApiServer {
     /// The changes from now on.
     pub fn subscribe(&self) -> Changes {
         let changed = self.changed();
-        Changes { seen: self.with(|s| s.version()), server: self.clone(), changed }
+        Changes {
+            seen: self.with(|s| s.version()),
+            server: self.clone(),
+            changed,
+        }
     }
 
     /// The changes from the very first on.
     pub fn subscribe_from_start(&self) -> Changes {
-        Changes { seen: 0, server: self.clone(), changed: self.changed() }
+        Changes {
+            seen: 0,
+            server: self.clone(),
+            changed: self.changed(),
+        }
     }
 
     /// A rule of one's own about what may be stored.
-    pub fn admit(&self, rule: impl Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync + 'static) {
+    pub fn admit(
+        &self,
+        rule: impl Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync + 'static,
+    ) {
         self.with(|s| s.admit(Box::new(rule)));
     }
 
@@ -185,11 +220,16 @@ impl ApiServer {
     }
 
     fn container_log(&self, pod: &Key, container: &str) -> Option<ContainerLog> {
-        lock(&self.shared.logs).get(&(pod.clone(), container.to_string())).cloned()
+        lock(&self.shared.logs)
+            .get(&(pod.clone(), container.to_string()))
+            .cloned()
     }
 
     fn crash_signal(&self, client: &str) -> Arc<Notify> {
-        lock(&self.shared.crashes).entry(client.into()).or_default().clone()
+        lock(&self.shared.crashes)
+            .entry(client.into())
+            .or_default()
+            .clone()
     }
 
     fn changed(&self) -> signal::Receiver<u64> {
@@ -201,7 +241,10 @@ impl ApiServer {
     }
 
     fn note(&self, record: usize, change: impl FnOnce(&mut Record)) {
-        lock(&self.shared.records).get_mut(record).map(change).unwrap_or_default();
+        lock(&self.shared.records)
+            .get_mut(record)
+            .map(change)
+            .unwrap_or_default();
     }
 
     async fn handle(self, request: Request<Body>) -> Response<ReplyBody> {
@@ -243,10 +286,15 @@ impl ApiServer {
                     tokio::time::sleep(by).await;
                     server.perform(&call, None, record)
                 });
-                flight.await.unwrap_or_else(|_| Answer::Refused(error::failure(500, "InternalError", "the request was lost")))
+                flight.await.unwrap_or_else(|_| {
+                    Answer::Refused(error::failure(500, "InternalError", "the request was lost"))
+                })
             }
         };
-        let outcome = Outcome { code: answer.code(), body: answer.json() };
+        let outcome = Outcome {
+            code: answer.code(),
+            body: answer.json(),
+        };
         match interceptor.after(&call, outcome) {
             After::Pass => {}
             After::Answer(refusal) => return refused(&refusal),
@@ -258,7 +306,11 @@ impl ApiServer {
             Answer::Json(code, body) => reply(code, "application/json", once(body.to_string())),
             Answer::Text(text) => reply(200, "text/plain", once(text)),
             Answer::Refused(refusal) => refused(&refusal),
-            Answer::Watch(selector) => reply(200, "application/json", watch::lines(self.clone(), call, selector)),
+            Answer::Watch(selector) => reply(
+                200,
+                "application/json",
+                watch::lines(self.clone(), call, selector),
+            ),
         }
     }
 
@@ -316,8 +368,13 @@ impl http_body::Body for ReplyBody {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        self.0.poll_next_unpin(context).map(|next| next.map(|bytes| Ok(http_body::Frame::data(bytes))))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_next_unpin(context)
+            .map(|next| next.map(|bytes| Ok(http_body::Frame::data(bytes))))
     }
 }
 
@@ -325,18 +382,36 @@ fn once(text: String) -> impl Stream<Item = Bytes> + Send + 'static {
     stream::iter([Bytes::from(text)])
 }
 
-fn reply(code: u16, content_type: &'static str, body: impl Stream<Item = Bytes> + Send + 'static) -> Response<ReplyBody> {
+fn reply(
+    code: u16,
+    content_type: &'static str,
+    body: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody(body.boxed()));
-    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    *response.status_mut() =
+        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
     response
 }
 
 fn refused(refusal: &ApiError) -> Response<ReplyBody> {
-    let mut response = reply(refusal.code, "application/json", once(error::body(refusal).to_string()));
-    let wait = refusal.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0);
+    let mut response = reply(
+        refusal.code,
+        "application/json",
+        once(error::body(refusal).to_string()),
+    );
+    let wait = refusal
+        .details
+        .as_ref()
+        .map(|d| d.retry_after_seconds)
+        .filter(|s| *s > 0);
     if let Some(seconds) = wait.and_then(|s| http::HeaderValue::from_str(&s.to_string()).ok()) {
-        response.headers_mut().insert(http::header::RETRY_AFTER, seconds);
+        response
+            .headers_mut()
+            .insert(http::header::RETRY_AFTER, seconds);
     }
     response
 }
@@ -344,7 +419,11 @@ fn refused(refusal: &ApiError) -> Response<ReplyBody> {
 /// An object cut down to its metadata, as asked for by an `Accept` header.
 fn metadata_of(object: &Value) -> Value {
     let mut out = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"});
-    set(&mut out, "/metadata", object.get("metadata").cloned().unwrap_or_else(|| json!({})));
+    set(
+        &mut out,
+        "/metadata",
+        object.get("metadata").cloned().unwrap_or_else(|| json!({})),
+    );
     out
 }
 

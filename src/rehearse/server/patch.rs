@@ -25,7 +25,11 @@ impl PatchKind {
             "application/merge-patch+json" => Ok(Self::Merge),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic),
             "application/apply-patch+yaml" | "application/apply-patch+cbor" => Ok(Self::Apply),
-            other => Err(failure(415, "UnsupportedMediaType", &format!("the body of the request was in an unknown format: {other:?}"))),
+            other => Err(failure(
+                415,
+                "UnsupportedMediaType",
+                &format!("the body of the request was in an unknown format: {other:?}"),
+            )),
         }
     }
 }
@@ -46,7 +50,8 @@ pub fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Result<(), A
 }
 
 fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let patch: json_patch::Patch = serde_json::from_value(patch.clone()).map_err(|e| bad_request(&e.to_string()))?;
+    let patch: json_patch::Patch =
+        serde_json::from_value(patch.clone()).map_err(|e| bad_request(&e.to_string()))?;
     for operation in &patch.0 {
         if let json_patch::PatchOperation::Test(test) = operation {
             // Go's library takes a missing path for null; the Rust one fails.
@@ -54,8 +59,13 @@ fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
                 continue;
             }
         }
-        json_patch::patch(target, std::slice::from_ref(operation))
-            .map_err(|e| failure(422, "Invalid", &format!("the server rejected our request due to an error in our request: {e}")))?;
+        json_patch::patch(target, std::slice::from_ref(operation)).map_err(|e| {
+            failure(
+                422,
+                "Invalid",
+                &format!("the server rejected our request due to an error in our request: {e}"),
+            )
+        })?;
     }
     Ok(())
 }
@@ -63,7 +73,12 @@ fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
 /// The key by which items of the list `field` are told apart; None for lists replaced as a whole.
 fn merge_key(field: &str, items: &[Value]) -> Option<&'static str> {
     match field {
-        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets" => Some("name"),
+        "containers"
+        | "initContainers"
+        | "ephemeralContainers"
+        | "volumes"
+        | "env"
+        | "imagePullSecrets" => Some("name"),
         // A container's ports merge by containerPort, a Service's by port.
         "ports" if items.iter().any(|p| p.get("containerPort").is_some()) => Some("containerPort"),
         "ports" => Some("port"),
@@ -107,9 +122,7 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>) {
             }
         } else if name.starts_with('$') {
             // The other directives ($setElementOrder) only order lists.
-        } else if value.is_null() {
-            out.remove(name);
-        } else if value.get("$patch").and_then(Value::as_str) == Some("delete") {
+        } else if value.is_null() || value.get("$patch").and_then(Value::as_str) == Some("delete") {
             out.remove(name);
         } else {
             strategic(out.entry(name.clone()).or_insert(Value::Null), value, name);
@@ -119,10 +132,19 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>) {
 
 fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
     let directive = |item: &Value| item.get("$patch").and_then(Value::as_str).map(String::from);
-    let mut old = target.as_array_mut().map(std::mem::take).unwrap_or_default();
+    let mut old = target
+        .as_array_mut()
+        .map(std::mem::take)
+        .unwrap_or_default();
     if field == "finalizers" {
         // A primitive list with merge strategy: a union.
-        old.extend(patch.iter().filter(|i| !old.contains(i)).cloned().collect::<Vec<_>>());
+        old.extend(
+            patch
+                .iter()
+                .filter(|i| !old.contains(i))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
         *target = Value::Array(old);
         return;
     }
@@ -130,7 +152,10 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
         *target = Value::Array(patch.iter().map(without_directives).collect());
         return;
     };
-    if patch.iter().any(|i| directive(i).as_deref() == Some("replace")) {
+    if patch
+        .iter()
+        .any(|i| directive(i).as_deref() == Some("replace"))
+    {
         let kept = patch.iter().filter(|i| directive(i).is_none());
         *target = Value::Array(kept.map(without_directives).collect());
         return;
@@ -138,7 +163,9 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
     // New items come first, as the real server puts them.
     let mut fresh = Vec::new();
     for item in patch {
-        let found = item.get(key).and_then(|id| old.iter_mut().find(|o| o.get(key) == Some(id)));
+        let found = item
+            .get(key)
+            .and_then(|id| old.iter_mut().find(|o| o.get(key) == Some(id)));
         match (found, directive(item).as_deref()) {
             (_, Some("delete")) => old.retain(|o| o.get(key) != item.get(key)),
             (Some(existing), _) => strategic(existing, item, ""),
@@ -169,14 +196,26 @@ mod tests {
     #[test]
     fn a_json_patch_test_takes_a_missing_path_for_null() {
         let patch = json!([{"op": "test", "path": "/metadata/finalizers", "value": null}, {"op": "add", "path": "/metadata/finalizers", "value": ["x"]}]);
-        assert_eq!(patched(PatchKind::Json, json!({"metadata": {}}), patch), json!({"metadata": {"finalizers": ["x"]}}));
+        assert_eq!(
+            patched(PatchKind::Json, json!({"metadata": {}}), patch),
+            json!({"metadata": {"finalizers": ["x"]}})
+        );
         let failing = json!([{"op": "test", "path": "/a", "value": 1}]);
-        assert_eq!(apply(PatchKind::Json, &mut json!({"a": 2}), &failing).unwrap_err().code, 422);
+        assert_eq!(
+            apply(PatchKind::Json, &mut json!({"a": 2}), &failing)
+                .unwrap_err()
+                .code,
+            422
+        );
     }
 
     #[test]
     fn a_merge_patch_replaces_lists_and_null_deletes() {
-        let out = patched(PatchKind::Merge, json!({"a": {"b": 1, "c": [1]}}), json!({"a": {"b": null, "c": [2]}}));
+        let out = patched(
+            PatchKind::Merge,
+            json!({"a": {"b": 1, "c": [1]}}),
+            json!({"a": {"b": null, "c": [2]}}),
+        );
         assert_eq!(out, json!({"a": {"c": [2]}}));
     }
 
@@ -193,17 +232,28 @@ mod tests {
             {"name": "sidecar", "$patch": "delete"}],
             "tolerations": [{"key": "y"}], "volumes": [{"name": "d", "emptyDir": null, "configMap": {"name": "c"}}]});
         let out = patched(PatchKind::Strategic, pod, patch);
-        assert_eq!(out, json!({"containers": [
+        assert_eq!(
+            out,
+            json!({"containers": [
             {"name": "app", "image": "v2", "args": ["b"], "env": [{"name": "C", "value": "4"}, {"name": "B", "value": "3"}],
              "ports": [{"containerPort": 81}, {"containerPort": 80, "name": "http"}], "volumeMounts": [{"mountPath": "/d", "name": "d", "readOnly": true}]}],
-            "tolerations": [{"key": "y"}], "volumes": [{"name": "d", "configMap": {"name": "c"}}]}));
+            "tolerations": [{"key": "y"}], "volumes": [{"name": "d", "configMap": {"name": "c"}}]})
+        );
     }
 
     #[test]
     fn replace_directives_replace_maps_and_lists() {
-        let out = patched(PatchKind::Strategic, json!({"s": {"a": 1}, "env": [{"name": "A"}]}), json!({"s": {"$patch": "replace", "b": 2}, "env": [{"$patch": "replace"}, {"name": "B"}]}));
+        let out = patched(
+            PatchKind::Strategic,
+            json!({"s": {"a": 1}, "env": [{"name": "A"}]}),
+            json!({"s": {"$patch": "replace", "b": 2}, "env": [{"$patch": "replace"}, {"name": "B"}]}),
+        );
         assert_eq!(out, json!({"s": {"b": 2}, "env": [{"name": "B"}]}));
-        let out = patched(PatchKind::Strategic, json!({"strategy": {"type": "RollingUpdate", "rollingUpdate": {}}}), json!({"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}));
+        let out = patched(
+            PatchKind::Strategic,
+            json!({"strategy": {"type": "RollingUpdate", "rollingUpdate": {}}}),
+            json!({"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}),
+        );
         assert_eq!(out, json!({"strategy": {"type": "Recreate"}}));
     }
 }

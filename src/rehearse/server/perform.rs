@@ -50,8 +50,15 @@ impl ApiServer {
     }
 
     fn attempt(&self, call: &Call, at: Option<u64>) -> Result<Answer, ApiError> {
-        let selector = Selector::parse(call.parameter("labelSelector"), call.parameter("fieldSelector"))?;
-        let options = WriteOptions { dry_run: call.dry_run(), strict: call.parameter("fieldValidation") == "Strict", status: call.subresource == "status" };
+        let selector = Selector::parse(
+            call.parameter("labelSelector"),
+            call.parameter("fieldSelector"),
+        )?;
+        let options = WriteOptions {
+            dry_run: call.dry_run(),
+            strict: call.parameter("fieldValidation") == "Strict",
+            status: call.subresource == "status",
+        };
         match (call.verb, call.subresource.as_str()) {
             ("get", "log") => self.pod_log(call).map(Answer::Text),
             ("get", "" | "status") => self.read(call, at),
@@ -60,13 +67,16 @@ impl ApiServer {
             ("create", "") => {
                 let mut object = (*call.body).clone();
                 typed(call, &mut object)?;
-                let stored = self.with(|s| s.create(&call.resource, &call.namespace, object, options))?;
+                let stored =
+                    self.with(|s| s.create(&call.resource, &call.namespace, object, options))?;
                 Ok(Answer::Json(201, (*stored).clone()))
             }
             ("update", "" | "status") => {
                 let object = (*call.body).clone();
                 if text(&object, "/metadata/name") != call.name {
-                    return Err(error::bad_request("the name of the object does not match the name on the URL"));
+                    return Err(error::bad_request(
+                        "the name of the object does not match the name on the URL",
+                    ));
                 }
                 let stored = self.with(|s| s.replace(&call.key(), object, options))?;
                 Ok(Answer::Json(200, (*stored).clone()))
@@ -75,12 +85,18 @@ impl ApiServer {
                 let mut patch = (*call.body).clone();
                 let kind = call.patch.unwrap_or(PatchKind::Merge);
                 if kind == PatchKind::Strategic && !call.resource.is_built_in() {
-                    return Err(error::failure(415, "UnsupportedMediaType", "strategic merge patch is not supported for custom resources"));
+                    return Err(error::failure(
+                        415,
+                        "UnsupportedMediaType",
+                        "strategic merge patch is not supported for custom resources",
+                    ));
                 }
                 if kind == PatchKind::Apply {
                     typed(call, &mut patch)?;
                     if call.parameter("fieldManager").is_empty() {
-                        return Err(error::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+                        return Err(error::bad_request(
+                            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                        ));
                     }
                 }
                 let stored = self.with(|s| s.patch(&call.key(), kind, &patch, options))?;
@@ -93,15 +109,28 @@ impl ApiServer {
                     options.propagation = Some(call.parameter("propagationPolicy").into());
                 }
                 let (object, gone) = self.with(|s| s.delete(&call.key(), &options))?;
-                Ok(Answer::Json(200, if gone { deleted(call, &object) } else { (*object).clone() }))
+                Ok(Answer::Json(
+                    200,
+                    if gone {
+                        deleted(call, &object)
+                    } else {
+                        (*object).clone()
+                    },
+                ))
             }
             ("deletecollection", "") => {
                 let chosen = self.with(|s| s.list(&call.resource, &call.namespace));
-                let options = DeleteOptions { grace_period: None, ..DeleteOptions::parse(&call.body) };
+                let options = DeleteOptions {
+                    grace_period: None,
+                    ..DeleteOptions::parse(&call.body)
+                };
                 for (key, _) in chosen.iter().filter(|(_, o)| selector.matches(o)) {
                     self.with(|s| s.delete(key, &options))?;
                 }
-                Ok(Answer::Json(200, list_of(call, self.with(|s| s.version()), Vec::new())))
+                Ok(Answer::Json(
+                    200,
+                    list_of(call, self.with(|s| s.version()), Vec::new()),
+                ))
             }
             _ => Err(error::no_such_path()),
         }
@@ -111,10 +140,21 @@ impl ApiServer {
         let key = call.key();
         let found = match at {
             None => self.get(&key),
-            Some(version) => self.with(|s| s.list_at(&key.resource, &key.namespace, version)).into_iter().find(|(k, _)| *k == key).map(|(_, o)| o),
+            Some(version) => self
+                .with(|s| s.list_at(&key.resource, &key.namespace, version))
+                .into_iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, o)| o),
         };
         let object = found.ok_or_else(|| error::not_found(&key))?;
-        Ok(Answer::Json(200, if call.metadata_only { metadata_of(&object) } else { (*object).clone() }))
+        Ok(Answer::Json(
+            200,
+            if call.metadata_only {
+                metadata_of(&object)
+            } else {
+                (*object).clone()
+            },
+        ))
     }
 
     fn collection(&self, call: &Call, selector: &Selector, at: Option<u64>) -> Answer {
@@ -122,7 +162,10 @@ impl ApiServer {
             None => (s.list(&call.resource, &call.namespace), s.version()),
             Some(version) => (s.list_at(&call.resource, &call.namespace, version), version),
         });
-        let chosen = objects.into_iter().map(|(_, o)| o).filter(|o| selector.matches(o));
+        let chosen = objects
+            .into_iter()
+            .map(|(_, o)| o)
+            .filter(|o| selector.matches(o));
         Answer::Json(200, list_of(call, version, chosen.collect()))
     }
 
@@ -133,7 +176,11 @@ impl ApiServer {
         let name = match call.parameter("container") {
             "" if containers.len() > 1 => {
                 let names: Vec<_> = containers.iter().map(|c| text(c, "/name")).collect();
-                let why = format!("a container name must be specified for pod {}, choose one of: [{}]", key.name, names.join(" "));
+                let why = format!(
+                    "a container name must be specified for pod {}, choose one of: [{}]",
+                    key.name,
+                    names.join(" ")
+                );
                 return Err(error::bad_request(&why));
             }
             "" => containers.first().map_or("", |c| text(c, "/name")),
@@ -141,19 +188,41 @@ impl ApiServer {
         };
         let log = self.container_log(&key, name).unwrap_or_default();
         let full = if call.parameter("previous") == "true" {
-            log.previous.ok_or_else(|| error::bad_request(&format!("previous terminated container \"{name}\" in pod \"{}\" not found", key.name)))?
+            log.previous.ok_or_else(|| {
+                error::bad_request(&format!(
+                    "previous terminated container \"{name}\" in pod \"{}\" not found",
+                    key.name
+                ))
+            })?
         } else {
-            log.current.ok_or_else(|| error::bad_request(&format!("container \"{name}\" in pod \"{}\" is waiting to start: {}", key.name, waiting_reason(&pod, name))))?
+            log.current.ok_or_else(|| {
+                error::bad_request(&format!(
+                    "container \"{name}\" in pod \"{}\" is waiting to start: {}",
+                    key.name,
+                    waiting_reason(&pod, name)
+                ))
+            })?
         };
-        let Ok(wanted) = call.parameter("tailLines").parse::<usize>() else { return Ok(full) };
+        let Ok(wanted) = call.parameter("tailLines").parse::<usize>() else {
+            return Ok(full);
+        };
         let lines: Vec<&str> = full.split_inclusive('\n').collect();
-        Ok(lines.get(lines.len().saturating_sub(wanted)..).unwrap_or_default().concat())
+        Ok(lines
+            .get(lines.len().saturating_sub(wanted)..)
+            .unwrap_or_default()
+            .concat())
     }
 }
 
 fn waiting_reason(pod: &Value, container: &str) -> String {
-    let statuses = items(pod, "/status/containerStatuses").iter().chain(items(pod, "/status/initContainerStatuses"));
-    let reason = statuses.filter(|s| text(s, "/name") == container).map(|s| text(s, "/state/waiting/reason")).next().unwrap_or_default();
+    let statuses = items(pod, "/status/containerStatuses")
+        .iter()
+        .chain(items(pod, "/status/initContainerStatuses"));
+    let reason = statuses
+        .filter(|s| text(s, "/name") == container)
+        .map(|s| text(s, "/state/waiting/reason"))
+        .next()
+        .unwrap_or_default();
     match reason {
         "ImagePullBackOff" | "ErrImagePull" => "trying and failing to pull image".into(),
         "" => "ContainerCreating".into(),
@@ -166,7 +235,9 @@ fn typed(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     let expected = call.api_version();
     let given = text(object, "/apiVersion");
     if !given.is_empty() && given != expected {
-        let why = format!("the API version in the data ({given}) does not match the expected API version ({expected})");
+        let why = format!(
+            "the API version in the data ({given}) does not match the expected API version ({expected})"
+        );
         return Err(error::bad_request(&why));
     }
     set(object, "/apiVersion", json!(expected));
@@ -183,7 +254,12 @@ fn deleted(call: &Call, object: &Value) -> Value {
 
 fn list_of(call: &Call, version: u64, objects: Vec<Arc<Value>>) -> Value {
     let first = objects.first().map(|o| text(o, "/kind").to_string());
-    let kind = call.resource.kind().map(String::from).or(first).unwrap_or_else(|| "Unknown".into());
+    let kind = call
+        .resource
+        .kind()
+        .map(String::from)
+        .or(first)
+        .unwrap_or_else(|| "Unknown".into());
     let items: Vec<Value> = objects
         .into_iter()
         .map(|object| {
@@ -198,6 +274,10 @@ fn list_of(call: &Call, version: u64, objects: Vec<Arc<Value>>) -> Value {
             item
         })
         .collect();
-    let (api_version, kind) = if call.metadata_only { ("meta.k8s.io/v1".into(), "PartialObjectMetadata".into()) } else { (call.api_version(), kind) };
+    let (api_version, kind) = if call.metadata_only {
+        ("meta.k8s.io/v1".into(), "PartialObjectMetadata".into())
+    } else {
+        (call.api_version(), kind)
+    };
     json!({"apiVersion": api_version, "kind": format!("{kind}List"), "metadata": {"resourceVersion": version.to_string()}, "items": items})
 }

@@ -15,7 +15,10 @@ pub struct Resource {
 impl Resource {
     /// A resource by group and plural.
     pub fn new(group: &str, plural: &str) -> Self {
-        Self { group: group.into(), plural: plural.into() }
+        Self {
+            group: group.into(),
+            plural: plural.into(),
+        }
     }
 
     /// The kind's name, for the kinds that are known.
@@ -34,13 +37,19 @@ impl Resource {
     }
 
     fn known(&self) -> Option<&'static Known> {
-        KNOWN.iter().find(|k| k.group == self.group && k.plural == self.plural)
+        KNOWN
+            .iter()
+            .find(|k| k.group == self.group && k.plural == self.plural)
     }
 }
 
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.group.is_empty() { f.write_str(&self.plural) } else { write!(f, "{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            f.write_str(&self.plural)
+        } else {
+            write!(f, "{}.{}", self.plural, self.group)
+        }
     }
 }
 
@@ -58,7 +67,11 @@ pub struct Key {
 impl Key {
     /// A key from its parts.
     pub fn new(group: &str, plural: &str, namespace: &str, name: &str) -> Self {
-        Self { resource: Resource::new(group, plural), namespace: namespace.into(), name: name.into() }
+        Self {
+            resource: Resource::new(group, plural),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of a Deployment.
@@ -88,7 +101,9 @@ impl Key {
 
     /// The key of a manifest, whose kind must be a known one or have a regular plural.
     pub fn of(object: &Value) -> Self {
-        let group = super::super::json::text(object, "/apiVersion").rsplit_once('/').map_or("", |(g, _)| g);
+        let group = super::super::json::text(object, "/apiVersion")
+            .rsplit_once('/')
+            .map_or("", |(g, _)| g);
         let kind = super::super::json::text(object, "/kind");
         let known = KNOWN.iter().find(|k| k.group == group && k.kind == kind);
         let plural = known.map_or_else(|| format!("{}s", kind.to_lowercase()), |k| k.plural.into());
@@ -98,7 +113,12 @@ impl Key {
             "" => "default",
             given => given,
         };
-        Self::new(group, &plural, namespace, super::super::json::text(object, "/metadata/name"))
+        Self::new(
+            group,
+            &plural,
+            namespace,
+            super::super::json::text(object, "/metadata/name"),
+        )
     }
 }
 
@@ -116,8 +136,20 @@ struct Known {
     status: bool,
 }
 
-const fn known(group: &'static str, plural: &'static str, kind: &'static str, namespaced: bool, status: bool) -> Known {
-    Known { group, plural, kind, namespaced, status }
+const fn known(
+    group: &'static str,
+    plural: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+    status: bool,
+) -> Known {
+    Known {
+        group,
+        plural,
+        kind,
+        namespaced,
+        status,
+    }
 }
 
 const KNOWN: &[Known] = &[
@@ -133,14 +165,56 @@ const KNOWN: &[Known] = &[
     known("", "services", "Service", true, true),
     known("apps", "deployments", "Deployment", true, true),
     known("apps", "replicasets", "ReplicaSet", true, true),
-    known("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition", false, true),
-    known("autoscaling", "horizontalpodautoscalers", "HorizontalPodAutoscaler", true, true),
-    known("canary-operator.dev", "canaryreleases", "CanaryRelease", true, true),
+    known(
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        "CustomResourceDefinition",
+        false,
+        true,
+    ),
+    known(
+        "autoscaling",
+        "horizontalpodautoscalers",
+        "HorizontalPodAutoscaler",
+        true,
+        true,
+    ),
+    known(
+        "canary-operator.dev",
+        "canaryreleases",
+        "CanaryRelease",
+        true,
+        true,
+    ),
     known("coordination.k8s.io", "leases", "Lease", true, false),
-    known("discovery.k8s.io", "endpointslices", "EndpointSlice", true, false),
+    known(
+        "discovery.k8s.io",
+        "endpointslices",
+        "EndpointSlice",
+        true,
+        false,
+    ),
     known("events.k8s.io", "events", "Event", true, false),
-    known("networking.k8s.io", "ingressclasses", "IngressClass", false, false),
+    known(
+        "networking.k8s.io",
+        "ingressclasses",
+        "IngressClass",
+        false,
+        false,
+    ),
     known("networking.k8s.io", "ingresses", "Ingress", true, true),
-    known("networking.k8s.io", "networkpolicies", "NetworkPolicy", true, false),
-    known("policy", "poddisruptionbudgets", "PodDisruptionBudget", true, true),
+    known(
+        "networking.k8s.io",
+        "networkpolicies",
+        "NetworkPolicy",
+        true,
+        false,
+    ),
+    known(
+        "policy",
+        "poddisruptionbudgets",
+        "PodDisruptionBudget",
+        true,
+        true,
+    ),
 ];

@@ -37,7 +37,13 @@ pub struct Call {
 impl Call {
     /// Parses a request.
     pub fn parse(client: Arc<str>, parts: &Parts, body: &[u8]) -> Result<Self, ApiError> {
-        let segments: Vec<String> = parts.uri.path().split('/').filter(|s| !s.is_empty()).map(decode).collect();
+        let segments: Vec<String> = parts
+            .uri
+            .path()
+            .split('/')
+            .filter(|s| !s.is_empty())
+            .map(decode)
+            .collect();
         let path: Vec<&str> = segments.iter().map(String::as_str).collect();
         let (group, version, rest) = match path.as_slice() {
             ["api", version, rest @ ..] => ("", *version, rest),
@@ -68,15 +74,30 @@ impl Call {
             (Method::PATCH, false) => "patch",
             (Method::DELETE, false) => "delete",
             (Method::DELETE, true) => "deletecollection",
-            _ => return Err(super::error::method_not_allowed(&Resource::new(group, plural))),
+            _ => {
+                return Err(super::error::method_not_allowed(&Resource::new(
+                    group, plural,
+                )));
+            }
         };
-        let header = |name: http::HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let header = |name: http::HeaderName| {
+            parts
+                .headers
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default()
+        };
         let body = if body.is_empty() {
             Value::Null
         } else {
-            serde_json::from_slice(body).map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
+            serde_json::from_slice(body)
+                .map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
         };
-        let patch = if verb == "patch" { Some(PatchKind::of(header(http::header::CONTENT_TYPE))?) } else { None };
+        let patch = if verb == "patch" {
+            Some(PatchKind::of(header(http::header::CONTENT_TYPE))?)
+        } else {
+            None
+        };
         Ok(Self {
             client,
             verb,
@@ -94,7 +115,11 @@ impl Call {
 
     /// The object meant.
     pub fn key(&self) -> Key {
-        Key { resource: self.resource.clone(), namespace: self.namespace.clone(), name: self.name.clone() }
+        Key {
+            resource: self.resource.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
     }
 
     /// A query parameter, "" when absent.
@@ -114,12 +139,21 @@ impl Call {
 
     /// `apps/v1`, or `v1` for the core.
     pub fn api_version(&self) -> String {
-        if self.resource.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.resource.group, self.version) }
+        if self.resource.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.resource.group, self.version)
+        }
     }
 }
 
 fn parse_query(query: &str) -> BTreeMap<String, String> {
-    query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
+    query
+        .split('&')
+        .filter(|p| !p.is_empty())
+        .map(|p| p.split_once('=').unwrap_or((p, "")))
+        .map(|(k, v)| (decode(k), decode(v)))
+        .collect()
 }
 
 /// Percent-decoding, with `+` for a space.
@@ -133,7 +167,9 @@ fn decode(text: &str) -> String {
             b'%' => {
                 let rest = bytes.clone();
                 match (digit(bytes.next()), digit(bytes.next())) {
-                    (Some(high), Some(low)) => out.push(u8::try_from(high * 16 + low).unwrap_or(b'?')),
+                    (Some(high), Some(low)) => {
+                        out.push(u8::try_from(high * 16 + low).unwrap_or(b'?'))
+                    }
                     // Not an escape: a percent sign as it stands.
                     _ => {
                         out.push(b'%');

@@ -28,7 +28,10 @@ enum Rule {
 impl Selector {
     /// Parses the query parameters `labelSelector` and `fieldSelector`.
     pub fn parse(labels: &str, fields: &str) -> Result<Self, ApiError> {
-        let labels = split(labels).into_iter().map(requirement).collect::<Result<_, _>>()?;
+        let labels = split(labels)
+            .into_iter()
+            .map(requirement)
+            .collect::<Result<_, _>>()?;
         let mut parsed = Vec::new();
         for part in fields.split(',').filter(|p| !p.is_empty()) {
             let (field, value, wanted) = if let Some((f, v)) = part.split_once("!=") {
@@ -38,21 +41,34 @@ impl Selector {
             } else {
                 return Err(bad_request(&format!("invalid field selector: {part:?}")));
             };
-            parsed.push((format!("/{}", field.replace('.', "/")), value.to_string(), wanted));
+            parsed.push((
+                format!("/{}", field.replace('.', "/")),
+                value.to_string(),
+                wanted,
+            ));
         }
-        Ok(Self { labels, fields: parsed })
+        Ok(Self {
+            labels,
+            fields: parsed,
+        })
     }
 
     /// Whether the object is selected.
     pub fn matches(&self, object: &Value) -> bool {
         let labels = map(object, "/metadata/labels");
-        self.labels.iter().all(|r| r.holds(labels)) && self.fields.iter().all(|(at, v, wanted)| (text(object, at) == v) == *wanted)
+        self.labels.iter().all(|r| r.holds(labels))
+            && self
+                .fields
+                .iter()
+                .all(|(at, v, wanted)| (text(object, at) == v) == *wanted)
     }
 }
 
 impl Requirement {
     fn holds(&self, labels: Option<&Map<String, Value>>) -> bool {
-        let value = labels.and_then(|l| l.get(&self.key)).and_then(Value::as_str);
+        let value = labels
+            .and_then(|l| l.get(&self.key))
+            .and_then(Value::as_str);
         match &self.rule {
             Rule::Exists => value.is_some(),
             Rule::Absent => value.is_none(),
@@ -78,12 +94,25 @@ fn split(text: &str) -> Vec<String> {
         }
     }
     out.push(part);
-    out.into_iter().map(|p| p.trim().to_string()).filter(|p| !p.is_empty()).collect()
+    out.into_iter()
+        .map(|p| p.trim().to_string())
+        .filter(|p| !p.is_empty())
+        .collect()
 }
 
 fn requirement(part: String) -> Result<Requirement, ApiError> {
-    let of = |key: &str, rule| Requirement { key: key.trim().into(), rule };
-    let values = |list: &str| list.trim().trim_start_matches('(').trim_end_matches(')').split(',').map(|v| v.trim().into()).collect();
+    let of = |key: &str, rule| Requirement {
+        key: key.trim().into(),
+        rule,
+    };
+    let values = |list: &str| {
+        list.trim()
+            .trim_start_matches('(')
+            .trim_end_matches(')')
+            .split(',')
+            .map(|v| v.trim().into())
+            .collect()
+    };
     Ok(if let Some(key) = part.strip_prefix('!') {
         of(key, Rule::Absent)
     } else if let Some((key, list)) = part.split_once(" notin ") {
@@ -103,8 +132,15 @@ fn requirement(part: String) -> Result<Requirement, ApiError> {
 
 /// Whether `labels` satisfy a `metav1.LabelSelector` (matchLabels and matchExpressions).
 pub fn label_selector_matches(selector: &Value, labels: Option<&Map<String, Value>>) -> bool {
-    let equal = map(selector, "/matchLabels").into_iter().flatten().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
-    let strings = |list: &[Value]| list.iter().filter_map(|v| v.as_str().map(String::from)).collect();
+    let equal = map(selector, "/matchLabels")
+        .into_iter()
+        .flatten()
+        .all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
+    let strings = |list: &[Value]| {
+        list.iter()
+            .filter_map(|v| v.as_str().map(String::from))
+            .collect()
+    };
     equal
         && items(selector, "/matchExpressions").iter().all(|e| {
             let rule = match text(e, "/operator") {
@@ -113,7 +149,11 @@ pub fn label_selector_matches(selector: &Value, labels: Option<&Map<String, Valu
                 "Exists" => Rule::Exists,
                 _ => Rule::Absent,
             };
-            Requirement { key: text(e, "/key").into(), rule }.holds(labels)
+            Requirement {
+                key: text(e, "/key").into(),
+                rule,
+            }
+            .holds(labels)
         })
 }
 
@@ -129,10 +169,29 @@ mod tests {
 
     #[test]
     fn every_form_of_label_selector_is_understood() {
-        for yes in ["app=web", "app==web", "app", "!gone", "app!=api", "gone!=x", "app in (web, api),tier", "app notin (api)", "gone notin (x)", ""] {
+        for yes in [
+            "app=web",
+            "app==web",
+            "app",
+            "!gone",
+            "app!=api",
+            "gone!=x",
+            "app in (web, api),tier",
+            "app notin (api)",
+            "gone notin (x)",
+            "",
+        ] {
             assert!(selects(yes), "{yes}");
         }
-        for no in ["app=api", "gone", "!app", "app!=web", "app in (api)", "app notin (web,api)", "app=web,gone=x"] {
+        for no in [
+            "app=api",
+            "gone",
+            "!app",
+            "app!=web",
+            "app in (api)",
+            "app notin (web,api)",
+            "app=web,gone=x",
+        ] {
             assert!(!selects(no), "{no}");
         }
         assert!(Selector::parse("a b", "").is_err());

@@ -4,6 +4,7 @@ use super::super::{
     clock::VirtualClock,
     json::{default, int, items, remove, set, text},
 };
+pub use super::change::{ChangeKind, DeleteOptions, Version, WriteOptions};
 use super::{
     defaults,
     error::{self, ApiError},
@@ -15,76 +16,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// What happened to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChangeKind {
-    /// It began to exist.
-    Added,
-    /// It was written.
-    Modified,
-    /// It ceased to exist.
-    Deleted,
-}
-
-/// One entry of the log: an object as it was from `resource_version` on.
-#[derive(Clone, Debug)]
-pub struct Version {
-    /// The global version counter after the change.
-    pub resource_version: u64,
-    /// When, in virtual time.
-    pub at: Timestamp,
-    /// What happened.
-    pub change: ChangeKind,
-    /// To what.
-    pub key: Key,
-    /// The object after the change; for a deletion, as it was last.
-    pub object: Arc<Value>,
-    /// The object before the change.
-    pub previous: Option<Arc<Value>>,
-}
-
-/// How a write is to be done.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WriteOptions {
-    /// Compute and answer, but store nothing.
-    pub dry_run: bool,
-    /// Refuse unknown fields.
-    pub strict: bool,
-    /// Only `.status` is written.
-    pub status: bool,
-}
-
-/// `metav1.DeleteOptions`, as far as they matter here.
-#[derive(Clone, Debug, Default)]
-pub struct DeleteOptions {
-    /// Delete only the object with this uid.
-    pub uid: Option<String>,
-    /// Delete only this version.
-    pub resource_version: Option<String>,
-    /// Background (default), Foreground or Orphan.
-    pub propagation: Option<String>,
-    /// For pods: seconds; None means the pod's own period.
-    pub grace_period: Option<i64>,
-    /// Compute and answer, but store nothing.
-    pub dry_run: bool,
-}
-
-impl DeleteOptions {
-    /// Reads the body of a DELETE request.
-    pub fn parse(body: &Value) -> Self {
-        let optional = |at| Some(text(body, at).to_string()).filter(|s| !s.is_empty());
-        Self {
-            uid: optional("/preconditions/uid"),
-            resource_version: optional("/preconditions/resourceVersion"),
-            propagation: optional("/propagationPolicy"),
-            grace_period: int(body, "/gracePeriodSeconds"),
-            dry_run: !items(body, "/dryRun").is_empty(),
-        }
-    }
-}
-
 /// A rule of one's own about what may be stored: `(key, new, old)`.
-pub type Admission = Box<dyn Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync>;
+pub type Admission =
+    Box<dyn Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync>;
 
 /// Objects, their log, and the one version counter.
 pub struct Store {
@@ -102,7 +36,16 @@ impl Store {
     /// An empty store.
     pub fn new(clock: VirtualClock, seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        Self { clock, version: 1, uids: 0, rng, objects: BTreeMap::new(), log: Vec::new(), compacted: 0, admissions: Vec::new() }
+        Self {
+            clock,
+            version: 1,
+            uids: 0,
+            rng,
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            compacted: 0,
+            admissions: Vec::new(),
+        }
     }
 
     /// The version counter.
@@ -143,8 +86,14 @@ impl Store {
 
     /// All objects of a resource, in one namespace ("" for all), by namespace and name.
     pub fn list(&self, resource: &Resource, namespace: &str) -> Vec<(Key, Arc<Value>)> {
-        let from = Key { resource: resource.clone(), namespace: namespace.into(), name: String::new() };
-        let of = self.objects.range(from..).take_while(|(k, _)| k.resource == *resource && (namespace.is_empty() || k.namespace == namespace));
+        let from = Key {
+            resource: resource.clone(),
+            namespace: namespace.into(),
+            name: String::new(),
+        };
+        let of = self.objects.range(from..).take_while(|(k, _)| {
+            k.resource == *resource && (namespace.is_empty() || k.namespace == namespace)
+        });
         of.map(|(k, o)| (k.clone(), o.clone())).collect()
     }
 
@@ -154,10 +103,21 @@ impl Store {
     }
 
     /// The objects of a resource as they were at a past version.
-    pub fn list_at(&self, resource: &Resource, namespace: &str, version: u64) -> Vec<(Key, Arc<Value>)> {
+    pub fn list_at(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        version: u64,
+    ) -> Vec<(Key, Arc<Value>)> {
         let mut then = BTreeMap::new();
-        for v in self.log.iter().take_while(|v| v.resource_version <= version) {
-            if v.key.resource != *resource || !(namespace.is_empty() || v.key.namespace == namespace) {
+        for v in self
+            .log
+            .iter()
+            .take_while(|v| v.resource_version <= version)
+        {
+            if v.key.resource != *resource
+                || !(namespace.is_empty() || v.key.namespace == namespace)
+            {
                 continue;
             }
             match v.change {
@@ -171,31 +131,56 @@ impl Store {
     /// Five characters as `generateName` appends them.
     pub fn suffix(&mut self) -> String {
         const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-        (0..5).filter_map(|_| ALPHABET.get(self.rng.usize(..ALPHABET.len()))).map(|b| char::from(*b)).collect()
+        (0..5)
+            .filter_map(|_| ALPHABET.get(self.rng.usize(..ALPHABET.len())))
+            .map(|b| char::from(*b))
+            .collect()
     }
 
     /// POST.
-    pub fn create(&mut self, resource: &Resource, namespace: &str, mut object: Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
+    pub fn create(
+        &mut self,
+        resource: &Resource,
+        namespace: &str,
+        mut object: Value,
+        options: WriteOptions,
+    ) -> Result<Arc<Value>, ApiError> {
         let generate = text(&object, "/metadata/generateName").to_string();
         if text(&object, "/metadata/name").is_empty() && !generate.is_empty() {
             let name = format!("{generate}{}", self.suffix());
             set(&mut object, "/metadata/name", json!(name));
         }
         let name = text(&object, "/metadata/name").to_string();
-        let key = Key { resource: resource.clone(), namespace: namespace.into(), name };
+        let key = Key {
+            resource: resource.clone(),
+            namespace: namespace.into(),
+            name,
+        };
         let given = text(&object, "/metadata/namespace");
         if !given.is_empty() && given != namespace {
-            return Err(error::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+            return Err(error::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
         if let Some(old) = self.objects.get(&key) {
-            return Err(error::already_exists(&key, old.pointer("/metadata/deletionTimestamp").is_some()));
+            return Err(error::already_exists(
+                &key,
+                old.pointer("/metadata/deletionTimestamp").is_some(),
+            ));
         }
         if !text(&object, "/metadata/resourceVersion").is_empty() {
-            return Err(error::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(error::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let home = self.objects.get(&Key::new("", "namespaces", "", namespace));
         if home.is_some_and(|n| n.pointer("/metadata/deletionTimestamp").is_some()) {
-            return Err(error::forbidden(&key, &format!("unable to create new content in namespace {namespace} because it is being terminated")));
+            return Err(error::forbidden(
+                &key,
+                &format!(
+                    "unable to create new content in namespace {namespace} because it is being terminated"
+                ),
+            ));
         }
         self.quota(&key)?;
         validation::schema(resource, &object, options.strict)?;
@@ -206,13 +191,27 @@ impl Store {
         remove(&mut object, "/metadata/managedFields");
         defaults::initial_status(resource, &mut object);
         defaults::fill(resource, &mut object);
-        if *resource == Resource::new("", "services") && text(&object, "/spec/type") != "ExternalName" {
+        if *resource == Resource::new("", "services")
+            && text(&object, "/spec/type") != "ExternalName"
+        {
             let n = self.uids + 1;
-            default(&mut object, "/spec/clusterIP", json!(format!("10.96.{}.{}", n / 250 % 250, n % 250 + 1)));
+            default(
+                &mut object,
+                "/spec/clusterIP",
+                json!(format!("10.96.{}.{}", n / 250 % 250, n % 250 + 1)),
+            );
         }
         self.uids += 1;
-        set(&mut object, "/metadata/uid", json!(format!("00000000-0000-4000-8000-{:012x}", self.uids)));
-        set(&mut object, "/metadata/creationTimestamp", json!(self.clock.stamp()));
+        set(
+            &mut object,
+            "/metadata/uid",
+            json!(format!("00000000-0000-4000-8000-{:012x}", self.uids)),
+        );
+        set(
+            &mut object,
+            "/metadata/creationTimestamp",
+            json!(self.clock.stamp()),
+        );
         set(&mut object, "/metadata/generation", json!(1));
         self.admitted(&key, &object, None)?;
         if options.dry_run {
@@ -222,13 +221,24 @@ impl Store {
     }
 
     /// PUT.
-    pub fn replace(&mut self, key: &Key, object: Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
+    pub fn replace(
+        &mut self,
+        key: &Key,
+        object: Value,
+        options: WriteOptions,
+    ) -> Result<Arc<Value>, ApiError> {
         let old = self.get(key).ok_or_else(|| error::not_found(key))?;
         self.update(key, &old, object, options)
     }
 
     /// PATCH.
-    pub fn patch(&mut self, key: &Key, kind: PatchKind, body: &Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
+    pub fn patch(
+        &mut self,
+        key: &Key,
+        kind: PatchKind,
+        body: &Value,
+        options: WriteOptions,
+    ) -> Result<Arc<Value>, ApiError> {
         let Some(old) = self.get(key) else {
             if kind == PatchKind::Apply && !options.status {
                 let mut object = body.clone();
@@ -243,7 +253,13 @@ impl Store {
     }
 
     /// What PUT and PATCH share: concurrency, isolation of status, immutable metadata, generation, finalizers.
-    fn update(&mut self, key: &Key, old: &Arc<Value>, mut new: Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
+    fn update(
+        &mut self,
+        key: &Key,
+        old: &Arc<Value>,
+        mut new: Value,
+        options: WriteOptions,
+    ) -> Result<Arc<Value>, ApiError> {
         let named = text(&new, "/metadata/resourceVersion");
         if !named.is_empty() && named != text(old, "/metadata/resourceVersion") {
             return Err(error::conflict(key));
@@ -260,7 +276,15 @@ impl Store {
         } else if key.resource.has_status() {
             replace_member(&mut new, "/status", old.get("status").cloned());
         }
-        for field in ["name", "namespace", "uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        for field in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "generation",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ] {
             let at = format!("/metadata/{field}");
             replace_member(&mut new, &at, old.pointer(&at).cloned());
         }
@@ -282,7 +306,11 @@ impl Store {
 
     /// Stores a changed object; nothing happens when nothing changed, and an object that only waited for finalizers goes.
     fn commit(&mut self, key: &Key, old: &Arc<Value>, mut new: Value) -> Arc<Value> {
-        set(&mut new, "/metadata/resourceVersion", json!(text(old, "/metadata/resourceVersion")));
+        set(
+            &mut new,
+            "/metadata/resourceVersion",
+            json!(text(old, "/metadata/resourceVersion")),
+        );
         if new == **old {
             return old.clone();
         }
@@ -306,9 +334,20 @@ impl Store {
     }
 
     /// DELETE. Answers the object as it was left, and whether it is gone.
-    pub fn delete(&mut self, key: &Key, options: &DeleteOptions) -> Result<(Arc<Value>, bool), ApiError> {
+    pub fn delete(
+        &mut self,
+        key: &Key,
+        options: &DeleteOptions,
+    ) -> Result<(Arc<Value>, bool), ApiError> {
         let old = self.get(key).ok_or_else(|| error::not_found(key))?;
-        for (field, at, wanted) in [("UID", "/metadata/uid", &options.uid), ("ResourceVersion", "/metadata/resourceVersion", &options.resource_version)] {
+        for (field, at, wanted) in [
+            ("UID", "/metadata/uid", &options.uid),
+            (
+                "ResourceVersion",
+                "/metadata/resourceVersion",
+                &options.resource_version,
+            ),
+        ] {
             if let Some(wanted) = wanted.as_deref().filter(|w| *w != text(&old, at)) {
                 return Err(error::precondition(key, field, wanted, text(&old, at)));
             }
@@ -322,7 +361,9 @@ impl Store {
             Some("Orphan") => Some("orphan"),
             _ => None,
         };
-        if let Some(finalizer) = finalizer.filter(|f| !items(&old, "/metadata/finalizers").iter().any(|x| x == f)) {
+        if let Some(finalizer) =
+            finalizer.filter(|f| !items(&old, "/metadata/finalizers").iter().any(|x| x == f))
+        {
             let mut list = items(&old, "/metadata/finalizers").to_vec();
             list.push(json!(finalizer));
             set(&mut new, "/metadata/finalizers", Value::Array(list));
@@ -330,19 +371,37 @@ impl Store {
         let grace = self.grace(key, &old, options);
         if items(&new, "/metadata/finalizers").is_empty() && grace == 0 {
             self.objects.remove(key);
-            return Ok((self.append(ChangeKind::Deleted, key.clone(), new, Some(old)), true));
+            return Ok((
+                self.append(ChangeKind::Deleted, key.clone(), new, Some(old)),
+                true,
+            ));
         }
-        let until = self.clock.now().saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
+        let until = self
+            .clock
+            .now()
+            .saturating_add(jiff::SignedDuration::from_secs(grace))
+            .unwrap_or(Timestamp::MAX);
         if old.pointer("/metadata/deletionTimestamp").is_none() {
-            set(&mut new, "/metadata/deletionTimestamp", json!(super::super::clock::stamp(until)));
-            set(&mut new, "/metadata/deletionGracePeriodSeconds", json!(grace));
+            set(
+                &mut new,
+                "/metadata/deletionTimestamp",
+                json!(super::super::clock::stamp(until)),
+            );
+            set(
+                &mut new,
+                "/metadata/deletionGracePeriodSeconds",
+                json!(grace),
+            );
             let generation = int(&new, "/metadata/generation").unwrap_or(0);
             set(&mut new, "/metadata/generation", json!(generation + 1));
         }
         if new == *old {
             return Ok((old, false));
         }
-        Ok((self.append(ChangeKind::Modified, key.clone(), new, Some(old)), false))
+        Ok((
+            self.append(ChangeKind::Modified, key.clone(), new, Some(old)),
+            false,
+        ))
     }
 
     /// Seconds a pod that a node runs may take to end; zero for everything else.
@@ -350,7 +409,11 @@ impl Store {
         if key.resource != Resource::new("", "pods") || text(pod, "/spec/nodeName").is_empty() {
             return 0;
         }
-        options.grace_period.or_else(|| int(pod, "/spec/terminationGracePeriodSeconds")).unwrap_or(30).max(0)
+        options
+            .grace_period
+            .or_else(|| int(pod, "/spec/terminationGracePeriodSeconds"))
+            .unwrap_or(30)
+            .max(0)
     }
 
     /// Removes an object outright, as a kubelet does with a pod that has ended.
@@ -360,21 +423,40 @@ impl Store {
         }
     }
 
-    fn append(&mut self, change: ChangeKind, key: Key, mut object: Value, previous: Option<Arc<Value>>) -> Arc<Value> {
+    fn append(
+        &mut self,
+        change: ChangeKind,
+        key: Key,
+        mut object: Value,
+        previous: Option<Arc<Value>>,
+    ) -> Arc<Value> {
         self.version += 1;
-        set(&mut object, "/metadata/resourceVersion", json!(self.version.to_string()));
+        set(
+            &mut object,
+            "/metadata/resourceVersion",
+            json!(self.version.to_string()),
+        );
         let object = Arc::new(object);
         if change != ChangeKind::Deleted {
             self.objects.insert(key.clone(), object.clone());
         }
         let at = self.clock.now();
-        self.log.push(Arc::new(Version { resource_version: self.version, at, change, key, object: object.clone(), previous }));
+        self.log.push(Arc::new(Version {
+            resource_version: self.version,
+            at,
+            change,
+            key,
+            object: object.clone(),
+            previous,
+        }));
         object
     }
 
     fn admitted(&self, key: &Key, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
         validation::check(key, new, old)?;
-        self.admissions.iter().try_for_each(|rule| rule(key, new, old))
+        self.admissions
+            .iter()
+            .try_for_each(|rule| rule(key, new, old))
     }
 
     /// ResourceQuotas count pods, which is how a quota shows itself to a Deployment.
@@ -384,10 +466,16 @@ impl Store {
         }
         for (quota, object) in self.list(&Resource::new("", "resourcequotas"), &key.namespace) {
             let hard = object.pointer("/spec/hard/pods");
-            let Some(limit) = hard.and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok())) else { continue };
+            let Some(limit) = hard.and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()))
+            else {
+                continue;
+            };
             let used = self.list(&key.resource, &key.namespace).len() as u64;
             if used >= limit {
-                let why = format!("exceeded quota: {}, requested: pods=1, used: pods={used}, limited: pods={limit}", quota.name);
+                let why = format!(
+                    "exceeded quota: {}, requested: pods=1, used: pods={used}, limited: pods={limit}",
+                    quota.name
+                );
                 return Err(error::forbidden(key, &why));
             }
         }
@@ -415,11 +503,14 @@ fn bump_generation(key: &Key, old: &Value, new: &mut Value) {
     };
     // The Deployment controller writes its revision together with the status, which does not count.
     let annotations = |v: &Value| {
-        let mut map = super::super::json::map(v, "/metadata/annotations").cloned().unwrap_or_default();
+        let mut map = super::super::json::map(v, "/metadata/annotations")
+            .cloned()
+            .unwrap_or_default();
         map.remove("deployment.kubernetes.io/revision");
         map
     };
-    let annotated = key.resource == Resource::new("apps", "deployments") && annotations(old) != annotations(new);
+    let annotated = key.resource == Resource::new("apps", "deployments")
+        && annotations(old) != annotations(new);
     if annotated || spec(old) != spec(new) {
         let generation = int(old, "/metadata/generation").unwrap_or(0);
         set(new, "/metadata/generation", json!(generation + 1));

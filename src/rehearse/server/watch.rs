@@ -28,24 +28,45 @@ struct Watch {
 }
 
 /// The body of the answer to a watch.
-pub fn lines(server: ApiServer, call: Call, selector: Selector) -> impl Stream<Item = Bytes> + Send + 'static {
+pub fn lines(
+    server: ApiServer,
+    call: Call,
+    selector: Selector,
+) -> impl Stream<Item = Bytes> + Send + 'static {
     let now = Instant::now();
     let changed = server.changed();
     let seconds: Option<u64> = call.parameter("timeoutSeconds").parse().ok();
     let bookmark = (call.parameter("allowWatchBookmarks") == "true").then(|| now + BOOKMARK_EVERY);
     let ends = seconds.map(|s| now + Duration::from_secs(s));
     let from = call.parameter("resourceVersion").parse().unwrap_or(0);
-    let mut watch = Watch { server, call, selector, seen: from, changed, ends, bookmark, ready: VecDeque::new(), over: false };
+    let mut watch = Watch {
+        server,
+        call,
+        selector,
+        seen: from,
+        changed,
+        ends,
+        bookmark,
+        ready: VecDeque::new(),
+        over: false,
+    };
     if from == 0 {
         watch.begin_with_everything();
     }
-    stream::unfold(watch, |mut watch| async move { watch.next().await.map(|line| (line, watch)) })
+    stream::unfold(watch, |mut watch| async move {
+        watch.next().await.map(|line| (line, watch))
+    })
 }
 
 impl Watch {
     /// Without a version, a watch begins with what exists.
     fn begin_with_everything(&mut self) {
-        let (objects, version) = self.server.with(|s| (s.list(&self.call.resource, &self.call.namespace), s.version()));
+        let (objects, version) = self.server.with(|s| {
+            (
+                s.list(&self.call.resource, &self.call.namespace),
+                s.version(),
+            )
+        });
         for (_, object) in objects.iter().filter(|(_, o)| self.selector.matches(o)) {
             let line = self.line("ADDED", object);
             self.ready.push_back(line);
@@ -65,7 +86,9 @@ impl Watch {
             if self.over {
                 return None;
             }
-            let (version, oldest) = self.server.with(|s| (s.since(self.seen).first().cloned(), s.compacted()));
+            let (version, oldest) = self
+                .server
+                .with(|s| (s.since(self.seen).first().cloned(), s.compacted()));
             if self.seen < oldest {
                 self.over = true;
                 let gone = error::body(&error::expired(self.seen, oldest));
@@ -82,19 +105,31 @@ impl Watch {
     async fn take(&mut self, version: &Arc<Version>) {
         self.seen = version.resource_version;
         let namespace = &self.call.namespace;
-        if version.key.resource != self.call.resource || !(namespace.is_empty() || *namespace == version.key.namespace) {
+        if version.key.resource != self.call.resource
+            || !(namespace.is_empty() || *namespace == version.key.namespace)
+        {
             return;
         }
-        let before = version.previous.as_ref().filter(|o| self.selector.matches(o));
-        let now = Some(&version.object).filter(|o| version.change != ChangeKind::Deleted && self.selector.matches(o));
+        let before = version
+            .previous
+            .as_ref()
+            .filter(|o| self.selector.matches(o));
+        let now = Some(&version.object)
+            .filter(|o| version.change != ChangeKind::Deleted && self.selector.matches(o));
         let line = match (before, now) {
             (None, Some(object)) => self.line("ADDED", object),
             (Some(_), Some(object)) => self.line("MODIFIED", object),
-            (Some(_), None) if version.change == ChangeKind::Deleted => self.line("DELETED", &version.object),
+            (Some(_), None) if version.change == ChangeKind::Deleted => {
+                self.line("DELETED", &version.object)
+            }
             (Some(old), None) => {
                 // It stopped matching: a deletion of what was, at the version of the change.
                 let mut last = (**old).clone();
-                super::super::json::set(&mut last, "/metadata/resourceVersion", json!(version.resource_version.to_string()));
+                super::super::json::set(
+                    &mut last,
+                    "/metadata/resourceVersion",
+                    json!(version.resource_version.to_string()),
+                );
                 self.line("DELETED", &last)
             }
             (None, None) => return,
@@ -109,7 +144,10 @@ impl Watch {
             EventFate::Cut => self.over = true,
             EventFate::Gone => {
                 self.over = true;
-                let gone = error::body(&error::expired(version.resource_version, version.resource_version));
+                let gone = error::body(&error::expired(
+                    version.resource_version,
+                    version.resource_version,
+                ));
                 self.ready.push_back(self::line("ERROR", &gone));
             }
         }
@@ -138,13 +176,21 @@ impl Watch {
         let kind = self.call.resource.kind().unwrap_or("Unknown");
         let mut object = json!({"apiVersion": self.call.api_version(), "kind": kind, "metadata": {"resourceVersion": self.seen.to_string()}});
         if initial_end {
-            super::super::json::set(&mut object, "/metadata/annotations", json!({"k8s.io/initial-events-end": "true"}));
+            super::super::json::set(
+                &mut object,
+                "/metadata/annotations",
+                json!({"k8s.io/initial-events-end": "true"}),
+            );
         }
         line("BOOKMARK", &object)
     }
 
     fn line(&self, kind: &str, object: &Value) -> Bytes {
-        if self.call.metadata_only { line(kind, &super::metadata_of(object)) } else { line(kind, object) }
+        if self.call.metadata_only {
+            line(kind, &super::metadata_of(object))
+        } else {
+            line(kind, object)
+        }
     }
 }
 
