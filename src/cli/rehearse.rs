@@ -27,7 +27,10 @@ pub enum RehearseError {
     #[error("{file}: {error}")]
     Read { file: String, error: std::io::Error },
     #[error("{file} is not YAML: {error}")]
-    Yaml { file: String, error: Box<serde_saphyr::Error> },
+    Yaml {
+        file: String,
+        error: Box<serde_saphyr::Error>,
+    },
     #[error(transparent)]
     Play(#[from] PlayError),
 }
@@ -38,12 +41,17 @@ pub fn rehearse(options: &Options) -> Result<bool, RehearseError> {
     for file in &options.files {
         let shown = || file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| RehearseError::Read { file: shown(), error })?;
-        let documents: Vec<Value> =
-            serde_saphyr::from_multiple(&text).map_err(|error| RehearseError::Yaml { file: shown(), error: Box::new(error) })?;
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|error| RehearseError::Yaml {
+            file: shown(),
+            error: Box::new(error),
+        })?;
         manifests.extend(documents.into_iter().filter(|document| !document.is_null()));
     }
     println!("simulated: no cluster is involved; times are virtual\n");
-    let script = Script { crash: options.crash.clone(), seed: options.seed };
+    let script = Script {
+        crash: options.crash.clone(),
+        seed: options.seed,
+    };
     let outcome = play(manifests, &script, &mut std::io::stdout())?;
     Ok(outcome == Outcome::Promoted)
 }

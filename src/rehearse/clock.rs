@@ -22,9 +22,7 @@ impl Default for VirtualClock {
 impl VirtualClock {
     /// A clock that starts at the epoch now.
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 
     /// How long the world has existed.

@@ -4,10 +4,7 @@ use serde_json::{Map, Value};
 
 /// The string at `pointer`, or "" when there is none.
 pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The integer at `pointer`.

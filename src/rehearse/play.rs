@@ -83,9 +83,20 @@ impl Clock for super::clock::VirtualClock {
 /// Never in practice: the metrics' names are constants.
 pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
-    let client = ClientBuilder::new(server.clone(), NAMESPACE).with_layer(&Metered { metrics: metrics.api.clone() }).build();
+    let client = ClientBuilder::new(server.clone(), NAMESPACE)
+        .with_layer(&Metered {
+            metrics: metrics.api.clone(),
+        })
+        .build();
     let clock = Arc::new(server.clock());
-    Ok(Settings { client, clock, routing: Arc::new(IngressNginx::default()), settle, instance: "rehearsal".to_owned(), metrics })
+    Ok(Settings {
+        client,
+        clock,
+        routing: Arc::new(IngressNginx::default()),
+        settle,
+        instance: "rehearsal".to_owned(),
+        metrics,
+    })
 }
 
 /// Plays every CanaryRelease of `manifests`, one after the other, and prints what happens. Objects that a release
@@ -95,7 +106,8 @@ pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, promet
 /// Where the manifests cannot be played, or a release does not come to an end.
 pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
     runtime()?.block_on(async {
-        let (releases, others): (Vec<_>, Vec<_>) = manifests.into_iter().partition(|m| text(m, "/kind") == "CanaryRelease");
+        let (releases, others): (Vec<_>, Vec<_>) =
+            manifests.into_iter().partition(|m| text(m, "/kind") == "CanaryRelease");
         let mut world = World::new(script.seed);
         for manifest in others {
             apply(&world, manifest)?;
@@ -113,29 +125,52 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
 fn apply(world: &World, mut manifest: Value) -> Result<(), PlayError> {
     super::json::set(&mut manifest, "/metadata/namespace", json!(NAMESPACE));
     let object = format!("{} {}", text(&manifest, "/kind"), text(&manifest, "/metadata/name"));
-    world.apply(manifest).map(drop).map_err(|error| PlayError::Refused { object, error })
+    world
+        .apply(manifest)
+        .map(drop)
+        .map_err(|error| PlayError::Refused { object, error })
 }
 
 async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
     let name = text(&manifest, "/metadata/name").to_owned();
-    let release: CanaryRelease =
-        serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable { name: name.clone(), error })?;
+    let release: CanaryRelease = serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable {
+        name: name.clone(),
+        error,
+    })?;
     invent(world, &release)?;
     if let (Some(line), Some(image)) = (&script.crash, &release.spec.canary.image) {
         let (image, crash) = (image.clone(), Behaviour::crash_loop(line));
         world.kubelet(|kubelet| {
             kubelet.behaviours.rule(move |pod| {
-                let ours = |c: &Value| text(c, "/image") == image && c.pointer("/command").is_none() && c.pointer("/args").is_none();
+                let ours = |c: &Value| {
+                    text(c, "/image") == image && c.pointer("/command").is_none() && c.pointer("/args").is_none()
+                };
                 items(pod, "/spec/containers").iter().any(ours).then(|| crash.clone())
             });
         });
     }
     let stable = Key::deployment(NAMESPACE, &release.spec.target.deployment);
-    let available = |w: &World| w.server.get(&stable).is_some_and(|d| int(&d, "/status/availableReplicas") == int(&d, "/spec/replicas"));
-    wait(world, format!("Deployment {} did not become available", stable.name), available).await?;
+    let available = |w: &World| {
+        w.server
+            .get(&stable)
+            .is_some_and(|d| int(&d, "/status/availableReplicas") == int(&d, "/spec/replicas"))
+    };
+    wait(
+        world,
+        format!("Deployment {} did not become available", stable.name),
+        available,
+    )
+    .await?;
     // Version 1 has run for a while before anybody releases version 2.
     world.pass(Duration::from_secs(30)).await;
-    let mut story = Story { started: world.elapsed(), told: Value::Null, events: events(world).iter().map(|e| text(e, "/metadata/name").to_owned()).collect() };
+    let mut story = Story {
+        started: world.elapsed(),
+        told: Value::Null,
+        events: events(world)
+            .iter()
+            .map(|e| text(e, "/metadata/name").to_owned())
+            .collect(),
+    };
     story.line(world, out, &format!("kubectl apply CanaryRelease {name}"));
     apply(world, manifest)?;
     let key = Key::release(NAMESPACE, &name);
@@ -153,9 +188,15 @@ async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Writ
     // The last event follows the last status.
     world.pass(Duration::from_secs(1)).await;
     story.tell(world, &key, out);
-    let rollout = world.server.get(&key).and_then(|r| serde_json::from_value::<CanaryRelease>((*r).clone()).ok());
+    let rollout = world
+        .server
+        .get(&key)
+        .and_then(|r| serde_json::from_value::<CanaryRelease>((*r).clone()).ok());
     let rollout = rollout.and_then(|r| r.status).and_then(|s| s.rollout);
-    Ok(rollout.filter(|r| r.stage == Stage::Ended).and_then(|r| r.outcome).unwrap_or(Outcome::Aborted))
+    Ok(rollout
+        .filter(|r| r.stage == Stage::Ended)
+        .and_then(|r| r.outcome)
+        .unwrap_or(Outcome::Aborted))
 }
 
 trait Finalized {
@@ -169,7 +210,11 @@ impl Finalized for Value {
 }
 
 async fn wait(world: &World, what: String, condition: impl FnMut(&World) -> bool) -> Result<(), PlayError> {
-    world.run_until(LONGEST, condition).await.map(drop).map_err(|error| PlayError::Never { what, error })
+    world
+        .run_until(LONGEST, condition)
+        .await
+        .map(drop)
+        .map_err(|error| PlayError::Never { what, error })
 }
 
 /// Makes up version 1 as far as the manifests do not describe it.
@@ -179,27 +224,44 @@ fn invent(world: &World, release: &CanaryRelease) -> Result<(), PlayError> {
     if world.server.get(&Key::deployment(NAMESPACE, name)).is_some() {
         return Ok(());
     }
-    let overlay = release.spec.canary.template.as_ref().and_then(|t| t.pointer("/spec/containers/0/name")).and_then(Value::as_str);
+    let overlay = release
+        .spec
+        .canary
+        .template
+        .as_ref()
+        .and_then(|t| t.pointer("/spec/containers/0/name"))
+        .and_then(Value::as_str);
     let container = release.spec.canary.container.as_deref().or(overlay).unwrap_or("app");
     let service = target.service.clone().unwrap_or_else(|| name.clone());
-    apply(world, json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+    apply(
+        world,
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
         "replicas": 2, "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}}, "spec": {
-            "containers": [{"name": container, "image": format!("{name}:v1"), "ports": [{"containerPort": 8080}]}]}}}}))?;
-    apply(world, json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": service}, "spec": {
-        "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]}}))?;
+            "containers": [{"name": container, "image": format!("{name}:v1"), "ports": [{"containerPort": 8080}]}]}}}}),
+    )?;
+    apply(
+        world,
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": service}, "spec": {
+        "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]}}),
+    )?;
     let ingresses = target.ingresses.clone().unwrap_or_else(|| vec![name.clone()]);
     for (n, ingress) in ingresses.iter().enumerate() {
         let host = if n == 0 { HOST.to_owned() } else { format!("{n}.{HOST}") };
-        apply(world, json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": ingress}, "spec": {
+        apply(
+            world,
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": ingress}, "spec": {
             "ingressClassName": "nginx", "rules": [{"host": host, "http": {"paths": [
-                {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": service, "port": {"number": 80}}}}]}}]}}))?;
+                {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": service, "port": {"number": 80}}}}]}}]}}),
+        )?;
     }
     Ok(())
 }
 
 fn events(world: &World) -> Vec<Arc<Value>> {
     let mut events = world.server.list(&Resource::new("events.k8s.io", "events"), NAMESPACE);
-    events.sort_by_key(|event| int(event, "/metadata/resourceVersion").or_else(|| text(event, "/metadata/resourceVersion").parse().ok()));
+    events.sort_by_key(|event| {
+        int(event, "/metadata/resourceVersion").or_else(|| text(event, "/metadata/resourceVersion").parse().ok())
+    });
     events
 }
 
@@ -230,7 +292,11 @@ impl Story {
         }
         for event in events(world) {
             if self.events.insert(text(&event, "/metadata/name").to_owned()) {
-                self.line(world, out, &format!("  event {}: {}", text(&event, "/reason"), text(&event, "/note")));
+                self.line(
+                    world,
+                    out,
+                    &format!("  event {}: {}", text(&event, "/reason"), text(&event, "/note")),
+                );
             }
         }
     }

@@ -104,10 +104,7 @@ impl World {
     }
 
     /// Runs a future, such as a controller, as one more part of the world.
-    pub fn spawn(
-        &mut self,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> tokio::task::AbortHandle {
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
         self.tasks.spawn(task)
     }
 

@@ -140,12 +140,7 @@ pub struct Moment {
 }
 
 /// The moment at `age`; `probe` says whether there is a readiness probe, `at` writes an age as a timestamp.
-pub fn moment(
-    behaviour: &Behaviour,
-    age: Duration,
-    container: &Value,
-    at: impl Fn(Duration) -> String,
-) -> Moment {
+pub fn moment(behaviour: &Behaviour, age: Duration, container: &Value, at: impl Fn(Duration) -> String) -> Moment {
     let probe = container.get("readinessProbe").is_some();
     let image = text(container, "/image");
     let creating = Moment {
@@ -183,30 +178,14 @@ pub fn moment(
             log,
         } => {
             let ready_after = if probe { *startup } else { Duration::ZERO };
-            crashing(
-                age,
-                *runs,
-                ready_after,
-                *exit_code,
-                log,
-                text(container, "/name"),
-                &at,
-            )
+            crashing(age, *runs, ready_after, *exit_code, log, text(container, "/name"), &at)
         }
         Behaviour::InitCrash { log } => {
             let runs = Duration::from_millis(500);
             Moment {
                 init: true,
                 ready: false,
-                ..crashing(
-                    age,
-                    runs,
-                    Duration::MAX,
-                    1,
-                    log,
-                    text(container, "/name"),
-                    &at,
-                )
+                ..crashing(age, runs, Duration::MAX, 1, log, text(container, "/name"), &at)
             }
         }
     }
@@ -214,8 +193,7 @@ pub fn moment(
 
 /// ErrImagePull and ImagePullBackOff take turns.
 fn pulling(image: &str, message: &str, age: Duration) -> Moment {
-    let waiting =
-        |reason: &str, message: String| json!({"waiting": {"reason": reason, "message": message}});
+    let waiting = |reason: &str, message: String| json!({"waiting": {"reason": reason, "message": message}});
     let mut attempt = Duration::from_secs(2);
     let mut pause = FIRST_BACKOFF;
     if age < attempt {
@@ -309,10 +287,7 @@ fn crashing(
         last = ended(start);
         let again = shown + pause;
         if age < again {
-            let message = format!(
-                "back-off {}s restarting failed container={name}",
-                pause.as_secs()
-            );
+            let message = format!("back-off {}s restarting failed container={name}", pause.as_secs());
             let state = json!({"waiting": {"reason": "CrashLoopBackOff", "message": message}});
             return Moment {
                 state,
@@ -337,12 +312,9 @@ mod tests {
     fn seen(behaviour: &Behaviour, until: u64) -> Vec<(u128, String, u32)> {
         let (mut age, mut out) = (Duration::ZERO, Vec::new());
         loop {
-            let m = moment(
-                behaviour,
-                age,
-                &json!({"name": "app", "image": "x:1"}),
-                |a| format!("{a:?}"),
-            );
+            let m = moment(behaviour, age, &json!({"name": "app", "image": "x:1"}), |a| {
+                format!("{a:?}")
+            });
             let state = m
                 .state
                 .as_object()
@@ -371,10 +343,7 @@ mod tests {
             (16000, "waiting CrashLoopBackOff", 2),
             (36000, "running", 3),
         ];
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(t, s, n)| (*t, (*s).to_string(), *n))
-            .collect();
+        let expected: Vec<_> = expected.iter().map(|(t, s, n)| (*t, (*s).to_string(), *n)).collect();
         assert_eq!(seen(&Behaviour::crash_loop("boom"), 36), expected);
     }
 
@@ -403,12 +372,9 @@ mod tests {
 
     #[test]
     fn a_healthy_container_is_ready_after_its_startup_and_then_nothing_changes() {
-        let m = moment(
-            &Behaviour::healthy(),
-            Duration::from_secs(4),
-            &json!({}),
-            |a| format!("{a:?}"),
-        );
+        let m = moment(&Behaviour::healthy(), Duration::from_secs(4), &json!({}), |a| {
+            format!("{a:?}")
+        });
         assert!(m.ready && m.next.is_none());
     }
 }

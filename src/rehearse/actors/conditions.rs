@@ -4,14 +4,7 @@ use super::super::json::{items, text};
 use serde_json::{Value, json};
 
 /// Sets the condition `kind` in `conditions`; times are `metav1.Time`.
-pub fn set_condition(
-    conditions: &mut Vec<Value>,
-    kind: &str,
-    status: bool,
-    reason: &str,
-    message: &str,
-    now: &str,
-) {
+pub fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: bool, reason: &str, message: &str, now: &str) {
     let status = if status { "True" } else { "False" };
     let old = conditions.iter().find(|c| text(c, "/type") == kind);
     let since = old

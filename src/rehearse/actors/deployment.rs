@@ -24,10 +24,7 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 pub async fn run(server: ApiServer) {
     let mut queue = Queue::new(&server, Duration::from_millis(100));
     loop {
-        for key in queue
-            .next(|v| concerned(&server, v).into_iter().collect())
-            .await
-        {
+        for key in queue.next(|v| concerned(&server, v).into_iter().collect()).await {
             let again = Reconcile::of(&server, &key).and_then(|mut r| r.run());
             queue.again(&key, again);
         }
@@ -42,17 +39,9 @@ fn concerned(server: &ApiServer, version: &Version) -> Option<Key> {
         version.key.resource.plural.as_str(),
     ) {
         ("apps", "deployments") => Some(version.key.clone()),
-        ("apps", "replicasets") => Some(Key::deployment(
-            namespace,
-            owner(&version.object, "Deployment")?,
-        )),
+        ("apps", "replicasets") => Some(Key::deployment(namespace, owner(&version.object, "Deployment")?)),
         ("", "pods") => {
-            let set = Key::new(
-                "apps",
-                "replicasets",
-                namespace,
-                owner(&version.object, "ReplicaSet")?,
-            );
+            let set = Key::new("apps", "replicasets", namespace, owner(&version.object, "ReplicaSet")?);
             let set = server.get(&set)?;
             Some(Key::deployment(namespace, owner(&set, "Deployment")?))
         }
@@ -91,9 +80,9 @@ impl Replicas {
     }
 
     fn alive(&self) -> impl Iterator<Item = &(Key, Arc<Value>)> {
-        self.pods.iter().filter(|(_, p)| {
-            !ending(p) && !matches!(text(p, "/status/phase"), "Failed" | "Succeeded")
-        })
+        self.pods
+            .iter()
+            .filter(|(_, p)| !ending(p) && !matches!(text(p, "/status/phase"), "Failed" | "Succeeded"))
     }
 }
 
@@ -144,9 +133,7 @@ impl<'a> Reconcile<'a> {
     /// The ReplicaSets of the Deployment, by name.
     fn sets(&self) -> Vec<Replicas> {
         let namespace = &self.key.namespace;
-        let pods = self
-            .server
-            .with(|s| s.list(&Resource::new("", "pods"), namespace));
+        let pods = self.server.with(|s| s.list(&Resource::new("", "pods"), namespace));
         let all = self
             .server
             .with(|s| s.list(&Resource::new("apps", "replicasets"), namespace));
@@ -154,11 +141,7 @@ impl<'a> Reconcile<'a> {
             .into_iter()
             .filter(|(_, o)| owned_by(o, &self.deployment) && !ending(o));
         mine.map(|(key, object)| {
-            let pods = pods
-                .iter()
-                .filter(|(_, p)| owned_by(p, &object))
-                .cloned()
-                .collect();
+            let pods = pods.iter().filter(|(_, p)| owned_by(p, &object)).cloned().collect();
             Replicas { key, object, pods }
         })
         .collect()
@@ -197,32 +180,11 @@ impl<'a> Reconcile<'a> {
     }
 
     fn create_set(&mut self, hash: &str) {
-        let revision = 1 + self
-            .sets()
-            .iter()
-            .map(|s| revision(&s.object))
-            .max()
-            .unwrap_or(0);
-        let mut template = self
-            .deployment
-            .pointer("/spec/template")
-            .cloned()
-            .unwrap_or_default();
-        set(
-            &mut template,
-            &format!("/metadata/labels/{HASH_LABEL}"),
-            json!(hash),
-        );
-        let mut selector = self
-            .deployment
-            .pointer("/spec/selector")
-            .cloned()
-            .unwrap_or_default();
-        set(
-            &mut selector,
-            &format!("/matchLabels/{HASH_LABEL}"),
-            json!(hash),
-        );
+        let revision = 1 + self.sets().iter().map(|s| revision(&s.object)).max().unwrap_or(0);
+        let mut template = self.deployment.pointer("/spec/template").cloned().unwrap_or_default();
+        set(&mut template, &format!("/metadata/labels/{HASH_LABEL}"), json!(hash));
+        let mut selector = self.deployment.pointer("/spec/selector").cloned().unwrap_or_default();
+        set(&mut selector, &format!("/matchLabels/{HASH_LABEL}"), json!(hash));
         let object = json!({
             "apiVersion": "apps/v1", "kind": "ReplicaSet",
             "metadata": {
@@ -260,8 +222,7 @@ impl<'a> Reconcile<'a> {
     }
 
     fn write_status(&mut self, hash: &str, bounds: Bounds) {
-        let mut status =
-            json!({"observedGeneration": self.deployment.pointer("/metadata/generation")});
+        let mut status = json!({"observedGeneration": self.deployment.pointer("/metadata/generation")});
         let (mut total, mut updated, mut ready, mut available) = (0, 0, 0, 0);
         for rs in self.sets() {
             let (alive, view) = (rs.alive().count(), self.view(&rs, hash));
@@ -274,9 +235,7 @@ impl<'a> Reconcile<'a> {
                 "readyReplicas": of_set, "availableReplicas": view.available});
             self.server.edit(&rs.key, |o| set(o, "/status", counts));
         }
-        let missing = usize::try_from(bounds.desired)
-            .unwrap_or(0)
-            .saturating_sub(available);
+        let missing = usize::try_from(bounds.desired).unwrap_or(0).saturating_sub(available);
         for (field, count) in [
             ("replicas", total),
             ("updatedReplicas", updated),
@@ -336,14 +295,7 @@ impl<'a> Reconcile<'a> {
         match &self.refusal {
             // The message names a pod that never was; the first one stands, or each attempt would be a change.
             Some(_) if condition(&old, "ReplicaFailure").is_some() => {}
-            Some(refusal) => set_condition(
-                &mut out,
-                "ReplicaFailure",
-                true,
-                "FailedCreate",
-                &refusal.message,
-                &now,
-            ),
+            Some(refusal) => set_condition(&mut out, "ReplicaFailure", true, "FailedCreate", &refusal.message, &now),
             None => out.retain(|c| text(c, "/type") != "ReplicaFailure"),
         }
         let name = &self.key.name;
@@ -352,33 +304,22 @@ impl<'a> Reconcile<'a> {
             && available == bounds.desired;
         let before = condition(&old, "Progressing");
         let grew = |field: &str| count(status, field) > count(&old, &format!("/status{field}"));
-        let old_pods = |of: &Value, at: &str| {
-            count(of, &format!("{at}/replicas")) - count(of, &format!("{at}/updatedReplicas"))
-        };
+        let old_pods =
+            |of: &Value, at: &str| count(of, &format!("{at}/replicas")) - count(of, &format!("{at}/updatedReplicas"));
         let moved = grew("/updatedReplicas")
             || grew("/readyReplicas")
             || grew("/availableReplicas")
             || old_pods(status, "") < old_pods(&old, "/status");
         let new_spec = int(&old, "/status/observedGeneration") != int(&old, "/metadata/generation");
-        let updated = before
-            .map_or(now.as_str(), |c| text(c, "/lastUpdateTime"))
-            .to_string();
+        let updated = before.map_or(now.as_str(), |c| text(c, "/lastUpdateTime")).to_string();
         let done = before.is_some_and(|c| text(c, "/reason") == "NewReplicaSetAvailable");
         let mut touched = updated.clone();
         if complete {
-            let message =
-                format!("ReplicaSet of Deployment \"{name}\" has successfully progressed.");
+            let message = format!("ReplicaSet of Deployment \"{name}\" has successfully progressed.");
             if !done {
                 touched.clone_from(&now);
             }
-            set_condition(
-                &mut out,
-                "Progressing",
-                true,
-                "NewReplicaSetAvailable",
-                &message,
-                &now,
-            );
+            set_condition(&mut out, "Progressing", true, "NewReplicaSetAvailable", &message, &now);
         } else if before.is_none() || moved || new_spec {
             touched.clone_from(&now);
             set_condition(
@@ -395,8 +336,7 @@ impl<'a> Reconcile<'a> {
                 .unwrap_or(600);
             let deadline = clock.age_at(&updated) + Duration::from_secs(seconds);
             if clock.elapsed() >= deadline {
-                let message =
-                    format!("ReplicaSet of Deployment \"{name}\" has timed out progressing.");
+                let message = format!("ReplicaSet of Deployment \"{name}\" has timed out progressing.");
                 set_condition(
                     &mut out,
                     "Progressing",
@@ -454,24 +394,14 @@ pub fn owner_reference(owner: &Value) -> Value {
 }
 
 fn pod_of(set: &Replicas) -> Value {
-    let mut pod = set
-        .object
-        .pointer("/spec/template")
-        .cloned()
-        .unwrap_or_default();
+    let mut pod = set.object.pointer("/spec/template").cloned().unwrap_or_default();
     remove(&mut pod, "/metadata/creationTimestamp");
     for (at, value) in [
         ("/apiVersion", json!("v1")),
         ("/kind", json!("Pod")),
-        (
-            "/metadata/generateName",
-            json!(format!("{}-", set.key.name)),
-        ),
+        ("/metadata/generateName", json!(format!("{}-", set.key.name))),
         ("/metadata/namespace", json!(set.key.namespace)),
-        (
-            "/metadata/ownerReferences",
-            json!([owner_reference(&set.object)]),
-        ),
+        ("/metadata/ownerReferences", json!([owner_reference(&set.object)])),
     ] {
         crate::rehearse::json::set(&mut pod, at, value);
     }
@@ -481,10 +411,7 @@ fn pod_of(set: &Replicas) -> Value {
 /// A name for a pod template: equal templates, equal names (FNV-1a in the alphabet of pod names).
 pub fn template_hash(deployment: &Value) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let template = deployment
-        .pointer("/spec/template")
-        .unwrap_or(&Value::Null)
-        .to_string();
+    let template = deployment.pointer("/spec/template").unwrap_or(&Value::Null).to_string();
     let mut hash = template.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -30,11 +30,7 @@ fn concerned(server: &ApiServer, version: &Version) -> Vec<Key> {
         ("", "pods") => {
             let services = server.with(|s| s.list(&Resource::new("", "services"), namespace));
             let chosen = |service: &Value| {
-                selects(service, &version.object)
-                    || version
-                        .previous
-                        .as_ref()
-                        .is_some_and(|p| selects(service, p))
+                selects(service, &version.object) || version.previous.as_ref().is_some_and(|p| selects(service, p))
             };
             services
                 .into_iter()
@@ -43,10 +39,7 @@ fn concerned(server: &ApiServer, version: &Version) -> Vec<Key> {
                 .collect()
         }
         ("discovery.k8s.io", "endpointslices") => {
-            let service = text(
-                &version.object,
-                "/metadata/labels/kubernetes.io~1service-name",
-            );
+            let service = text(&version.object, "/metadata/labels/kubernetes.io~1service-name");
             vec![Key::service(namespace, service)]
         }
         _ => Vec::new(),
@@ -57,10 +50,7 @@ fn concerned(server: &ApiServer, version: &Version) -> Vec<Key> {
 fn selects(service: &Value, pod: &Value) -> bool {
     let labels = map(pod, "/metadata/labels");
     let selector = map(service, "/spec/selector").filter(|s| !s.is_empty());
-    selector.is_some_and(|s| {
-        s.iter()
-            .all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v))
-    })
+    selector.is_some_and(|s| s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
 }
 
 /// The name of the slice of a Service.
@@ -78,8 +68,7 @@ fn sync(server: &ApiServer, key: &Key) {
     let service = server
         .get(key)
         .filter(|s| s.pointer("/metadata/deletionTimestamp").is_none());
-    let Some(service) = service.filter(|s| map(s, "/spec/selector").is_some_and(|m| !m.is_empty()))
-    else {
+    let Some(service) = service.filter(|s| map(s, "/spec/selector").is_some_and(|m| !m.is_empty())) else {
         if server.get(key).is_some() && server.get(&slice).is_some() {
             // Gone already is as good.
             let _ = server.delete(&slice, &DeleteOptions::default());
@@ -97,9 +86,7 @@ fn sync(server: &ApiServer, key: &Key) {
         .iter()
         .filter_map(|p| port(p, &chosen))
         .collect();
-    let mut labels = map(&service, "/metadata/labels")
-        .cloned()
-        .unwrap_or_default();
+    let mut labels = map(&service, "/metadata/labels").cloned().unwrap_or_default();
     labels.insert("kubernetes.io/service-name".into(), json!(key.name));
     labels.insert(
         "endpointslice.kubernetes.io/managed-by".into(),

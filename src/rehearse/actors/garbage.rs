@@ -34,14 +34,11 @@ fn owned(object: &Value) -> bool {
 }
 
 fn collect(server: &ApiServer) {
-    let all: Vec<(Key, Arc<Value>)> =
-        server.with(|s| s.all().map(|(k, o)| (k.clone(), o.clone())).collect());
+    let all: Vec<(Key, Arc<Value>)> = server.with(|s| s.all().map(|(k, o)| (k.clone(), o.clone())).collect());
     let alive: BTreeSet<&str> = all.iter().map(|(_, o)| text(o, "/metadata/uid")).collect();
     let has = |object: &Value, finalizer: &str| {
         object.pointer("/metadata/deletionTimestamp").is_some()
-            && items(object, "/metadata/finalizers")
-                .iter()
-                .any(|f| f == finalizer)
+            && items(object, "/metadata/finalizers").iter().any(|f| f == finalizer)
     };
     let owners = |object: &Arc<Value>| -> Vec<String> {
         items(object, "/metadata/ownerReferences")
@@ -51,19 +48,14 @@ fn collect(server: &ApiServer) {
     };
     for (key, object) in &all {
         let uid = text(object, "/metadata/uid");
-        let dependents = || {
-            all.iter()
-                .filter(|(_, o)| owners(o).iter().any(|owner| owner == uid))
-        };
+        let dependents = || all.iter().filter(|(_, o)| owners(o).iter().any(|owner| owner == uid));
         if has(object, "orphan") {
             for (dependent, _) in dependents() {
                 server.edit(dependent, |o| {
                     without(o, "/metadata/ownerReferences", |r| text(r, "/uid") == uid)
                 });
             }
-            server.edit(key, |o| {
-                without(o, "/metadata/finalizers", |f| f == "orphan")
-            });
+            server.edit(key, |o| without(o, "/metadata/finalizers", |f| f == "orphan"));
         } else if has(object, "foregroundDeletion") {
             let mut waiting = false;
             for (dependent, o) in dependents() {
@@ -83,10 +75,7 @@ fn collect(server: &ApiServer) {
                 });
             }
         }
-        let orphaned = owned(object)
-            && owners(object)
-                .iter()
-                .all(|owner| !alive.contains(owner.as_str()));
+        let orphaned = owned(object) && owners(object).iter().all(|owner| !alive.contains(owner.as_str()));
         if orphaned && object.pointer("/metadata/deletionTimestamp").is_none() {
             let options = DeleteOptions {
                 uid: Some(uid.to_string()),
@@ -99,11 +88,7 @@ fn collect(server: &ApiServer) {
 }
 
 fn without(object: &mut Value, list: &str, gone: impl Fn(&Value) -> bool) {
-    let kept: Vec<Value> = items(object, list)
-        .iter()
-        .filter(|i| !gone(i))
-        .cloned()
-        .collect();
+    let kept: Vec<Value> = items(object, list).iter().filter(|i| !gone(i)).cloned().collect();
     if kept.is_empty() {
         crate::rehearse::json::remove(object, list);
     } else {

@@ -87,11 +87,7 @@ impl Kubelet {
         let uid = text(&pod, "/metadata/uid");
         if self.lives.get(key).is_none_or(|l| l.uid != uid) {
             self.addresses += 1;
-            let address = format!(
-                "10.244.{}.{}",
-                self.addresses / 250,
-                self.addresses % 250 + 1
-            );
+            let address = format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1);
             self.lives.insert(
                 key.clone(),
                 Life {
@@ -107,10 +103,7 @@ impl Kubelet {
         if life.behaviour != behaviour {
             life.behaviour = behaviour;
             // A running container does not start anew for being unready or well.
-            let calm = matches!(
-                life.behaviour,
-                Behaviour::Healthy { .. } | Behaviour::NeverReady
-            );
+            let calm = matches!(life.behaviour, Behaviour::Healthy { .. } | Behaviour::NeverReady);
             life.since = if calm {
                 now.saturating_sub(super::behaviour::START)
             } else {
@@ -139,9 +132,8 @@ impl Kubelet {
         // What is left of it waits for its finalizers, like everything else.
         let kept = !items(pod, "/metadata/finalizers").is_empty();
         if kept {
-            self.server.edit(key, |p| {
-                set(p, "/metadata/deletionGracePeriodSeconds", json!(0))
-            });
+            self.server
+                .edit(key, |p| set(p, "/metadata/deletionGracePeriodSeconds", json!(0)));
         } else {
             self.server.with(|s| s.purge(key));
         }
@@ -192,8 +184,8 @@ impl Kubelet {
             main.clone()
         };
         let address = life.address.clone();
-        for (container, m) in named(pod, "/spec/containers")
-            .zip(std::iter::once(&main).chain(std::iter::repeat(&aside)))
+        for (container, m) in
+            named(pod, "/spec/containers").zip(std::iter::once(&main).chain(std::iter::repeat(&aside)))
         {
             let log = if main.init {
                 ContainerLog::default()
@@ -205,10 +197,7 @@ impl Kubelet {
             };
             self.server.set_log(key, container, log);
         }
-        for container in named(pod, "/spec/initContainers")
-            .take(1)
-            .filter(|_| main.init)
-        {
+        for container in named(pod, "/spec/initContainers").take(1).filter(|_| main.init) {
             self.server.set_log(
                 key,
                 container,
@@ -218,8 +207,7 @@ impl Kubelet {
                 },
             );
         }
-        self.server
-            .edit(key, |p| write(p, &main, &aside, &address, &stamped));
+        self.server.edit(key, |p| write(p, &main, &aside, &address, &stamped));
         [main.next, aside.next]
             .into_iter()
             .flatten()
@@ -236,14 +224,9 @@ fn named<'a>(pod: &'a Value, list: &str) -> impl Iterator<Item = &'a str> {
 /// Writes spec.nodeName and the status of a pod.
 fn write(pod: &mut Value, main: &Moment, aside: &Moment, address: &str, now: &str) {
     set(pod, "/spec/nodeName", json!("node-1"));
-    let waiting = main.init
-        || map(&main.state, "/waiting")
-            .is_some_and(|w| w.get("reason") != Some(&json!("CrashLoopBackOff")));
-    set(
-        pod,
-        "/status/phase",
-        json!(if waiting { "Pending" } else { "Running" }),
-    );
+    let waiting =
+        main.init || map(&main.state, "/waiting").is_some_and(|w| w.get("reason") != Some(&json!("CrashLoopBackOff")));
+    set(pod, "/status/phase", json!(if waiting { "Pending" } else { "Running" }));
     set(pod, "/status/hostIP", json!("192.168.0.1"));
     if main.started || main.restarts > 0 || main.init {
         set(pod, "/status/podIP", json!(address));
@@ -300,10 +283,7 @@ fn write(pod: &mut Value, main: &Moment, aside: &Moment, address: &str, now: &st
             )
         })
         .collect();
-    let ready = !main.init
-        && containers
-            .iter()
-            .all(|c| c.get("ready") == Some(&json!(true)));
+    let ready = !main.init && containers.iter().all(|c| c.get("ready") == Some(&json!(true)));
     if !init.is_empty() {
         set(pod, "/status/initContainerStatuses", Value::Array(init));
     }

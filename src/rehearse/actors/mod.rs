@@ -47,13 +47,11 @@ impl Queue {
     pub(crate) async fn next(&mut self, of: impl Fn(&Version) -> Vec<Key>) -> Vec<Key> {
         let clock = self.server.clock();
         loop {
-            self.dirty
-                .extend(self.changes.pending().iter().flat_map(|v| of(v)));
+            self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
             if !self.dirty.is_empty() {
                 // Also what keeps an actor that answers its own writes from standing still in time.
                 tokio::time::sleep(self.lag).await;
-                self.dirty
-                    .extend(self.changes.pending().iter().flat_map(|v| of(v)));
+                self.dirty.extend(self.changes.pending().iter().flat_map(|v| of(v)));
             }
             let now = clock.elapsed();
             self.dirty.extend(

@@ -38,11 +38,7 @@ impl Bounds {
         let unavailable = absolute(at("maxUnavailable"), desired, false);
         let recreate = super::super::json::text(deployment, "/spec/strategy/type") == "Recreate";
         // Both zero would never move.
-        let unavailable = if surge == 0 && unavailable == 0 {
-            1
-        } else {
-            unavailable
-        };
+        let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
         Self {
             desired,
             surge,

@@ -62,10 +62,7 @@ impl Nginx {
 
     /// The configuration in force.
     pub fn model(&self) -> Arc<Model> {
-        self.live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends one request through; a pod that has gone or does not run answers 502.
@@ -73,9 +70,7 @@ impl Nginx {
         let model = self.model();
         let outcome = self.with_rng(|rng| model.route(request, rng));
         match &outcome {
-            Outcome::Stable { pod } | Outcome::Canary { pod } if !self.answers(namespace, pod) => {
-                Outcome::Status(502)
-            }
+            Outcome::Stable { pod } | Outcome::Canary { pod } if !self.answers(namespace, pod) => Outcome::Status(502),
             _ => outcome,
         }
     }

@@ -110,29 +110,18 @@ impl Model {
             return Outcome::Status(503);
         };
         let alternative = self.alternative(stable);
-        let canary =
-            alternative.filter(
-                |(name, canary)| match choose(request, key, stable, name, canary) {
-                    Choice::Stable => false,
-                    Choice::Canary => true,
-                    Choice::Weight => rng.i64(1..=total(&canary.policy)) <= canary.policy.weight,
-                },
-            );
+        let canary = alternative.filter(|(name, canary)| match choose(request, key, stable, name, canary) {
+            Choice::Stable => false,
+            Choice::Canary => true,
+            Choice::Weight => rng.i64(1..=total(&canary.policy)) <= canary.policy.weight,
+        });
         let pick = |upstream: &Upstream, rng: &mut Rng| {
             let n = rng.usize(..upstream.endpoints.len().max(1));
-            upstream
-                .endpoints
-                .get(n)
-                .map(|e| e.pod.clone())
-                .unwrap_or_default()
+            upstream.endpoints.get(n).map(|e| e.pod.clone()).unwrap_or_default()
         };
         match canary {
-            Some((_, canary)) => Outcome::Canary {
-                pod: pick(canary, rng),
-            },
-            None => Outcome::Stable {
-                pod: pick(stable, rng),
-            },
+            Some((_, canary)) => Outcome::Canary { pod: pick(canary, rng) },
+            None => Outcome::Stable { pod: pick(stable, rng) },
         }
     }
 
@@ -158,10 +147,7 @@ impl Model {
     /// The canary that counts: the first, if it has endpoints.
     fn alternative<'a>(&'a self, stable: &'a Upstream) -> Option<(&'a str, &'a Upstream)> {
         let name = stable.alternatives.first()?;
-        let upstream = self
-            .upstreams
-            .get(name)
-            .filter(|u| !u.endpoints.is_empty())?;
+        let upstream = self.upstreams.get(name).filter(|u| !u.endpoints.is_empty())?;
         Some((name, upstream))
     }
 
@@ -200,13 +186,7 @@ fn total(policy: &Policy) -> i64 {
     policy.total.max(100)
 }
 
-fn choose(
-    request: &SimRequest,
-    key: &str,
-    stable: &Upstream,
-    alternative: &str,
-    canary: &Upstream,
-) -> Choice {
+fn choose(request: &SimRequest, key: &str, stable: &Upstream, alternative: &str, canary: &Upstream) -> Choice {
     let pinned = |upstream: &Upstream, to: &str| {
         upstream
             .sticky

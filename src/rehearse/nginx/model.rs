@@ -132,9 +132,7 @@ impl Model {
             )
         });
         let mut model = Self::default();
-        model
-            .upstreams
-            .insert(DEFAULT_UPSTREAM.into(), Upstream::default());
+        model.upstreams.insert(DEFAULT_UPSTREAM.into(), Upstream::default());
         let root = Location {
             path: "/".into(),
             exact: false,
@@ -146,10 +144,7 @@ impl Model {
         }
         for ingress in chosen.iter().filter(|i| !i.canary) {
             for rule in items(&ingress.object, "/spec/rules") {
-                model
-                    .servers
-                    .entry(host(rule))
-                    .or_insert_with(|| vec![root.clone()]);
+                model.servers.entry(host(rule)).or_insert_with(|| vec![root.clone()]);
             }
         }
         for ingress in &chosen {
@@ -163,12 +158,7 @@ impl Model {
     }
 
     /// The first Ingress that mentions an upstream defines it.
-    fn create_upstreams(
-        &mut self,
-        ingress: &Ingress,
-        services: &[Arc<Value>],
-        slices: &[Arc<Value>],
-    ) {
+    fn create_upstreams(&mut self, ingress: &Ingress, services: &[Arc<Value>], slices: &[Arc<Value>]) {
         let namespace = text(&ingress.object, "/metadata/namespace");
         let paths = items(&ingress.object, "/spec/rules")
             .iter()
@@ -198,13 +188,12 @@ impl Model {
     /// The first Ingress that takes a host and path keeps it; upstreams known only as canaries take none.
     fn add_locations(&mut self, ingress: &Ingress) {
         let namespace = text(&ingress.object, "/metadata/namespace");
-        let sticky =
-            (annotation(&ingress.object, "affinity") == "cookie").then(|| {
-                match annotation(&ingress.object, "session-cookie-name") {
-                    "" => "INGRESSCOOKIE".to_string(),
-                    name => name.to_string(),
-                }
-            });
+        let sticky = (annotation(&ingress.object, "affinity") == "cookie").then(|| {
+            match annotation(&ingress.object, "session-cookie-name") {
+                "" => "INGRESSCOOKIE".to_string(),
+                name => name.to_string(),
+            }
+        });
         if let Some(backend) = ingress.object.pointer("/spec/defaultBackend/service") {
             let key = upstream_key(namespace, backend);
             let usable = self.upstreams.get(&key).is_some_and(|u| !u.no_server);
@@ -232,10 +221,7 @@ impl Model {
                     continue;
                 };
                 let (wanted, exact) = location_of(path);
-                match locations
-                    .iter_mut()
-                    .find(|l| l.path == wanted && l.exact == exact)
-                {
+                match locations.iter_mut().find(|l| l.path == wanted && l.exact == exact) {
                     Some(taken) if taken.upstream != DEFAULT_UPSTREAM => {}
                     Some(free) => free.upstream = key,
                     None => locations.push(Location {
@@ -269,13 +255,7 @@ impl Model {
     }
 
     /// Makes `key` an alternative of what serves the location; one location that does not match drops the whole canary.
-    fn merge_into(
-        &mut self,
-        ingress: &Ingress,
-        key: &str,
-        host: &str,
-        wanted: Option<(String, bool)>,
-    ) {
+    fn merge_into(&mut self, ingress: &Ingress, key: &str, host: &str, wanted: Option<(String, bool)>) {
         if !self.upstreams.contains_key(key) {
             return;
         }
@@ -316,13 +296,9 @@ impl Model {
 impl Policy {
     /// Parses the annotations of a canary Ingress.
     pub fn of(ingress: &Value) -> Self {
-        let number =
-            |name: &str, default: i64| annotation(ingress, name).parse().unwrap_or(default);
+        let number = |name: &str, default: i64| annotation(ingress, name).parse().unwrap_or(default);
         let valid = |name: &str, extra: &str| {
-            let value: String = annotation(ingress, name)
-                .chars()
-                .filter(|c| *c != ' ')
-                .collect();
+            let value: String = annotation(ingress, name).chars().filter(|c| *c != ' ').collect();
             let good = value
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "/-._~:".contains(c) || extra.contains(c));
@@ -356,12 +332,7 @@ fn flag(value: &str) -> bool {
 
 fn is_served(ingress: &Value, classes: &BTreeSet<&str>) -> bool {
     match text(ingress, "/spec/ingressClassName") {
-        "" => {
-            text(
-                ingress,
-                "/metadata/annotations/kubernetes.io~1ingress.class",
-            ) == "nginx"
-        }
+        "" => text(ingress, "/metadata/annotations/kubernetes.io~1ingress.class") == "nginx",
         class => classes.contains(class),
     }
 }
@@ -383,20 +354,12 @@ fn location_of(path: &Value) -> (String, bool) {
 
 /// `namespace-service-port`, the port as written: by number and by name are two upstreams.
 pub fn upstream_key(namespace: &str, backend: &Value) -> String {
-    let port = int(backend, "/port/number").map_or_else(
-        || text(backend, "/port/name").to_string(),
-        |n| n.to_string(),
-    );
+    let port = int(backend, "/port/number").map_or_else(|| text(backend, "/port/name").to_string(), |n| n.to_string());
     format!("{namespace}-{}-{port}", text(backend, "/name"))
 }
 
 /// The ready endpoints of the Service port that a backend names.
-fn endpoints(
-    namespace: &str,
-    backend: &Value,
-    services: &[Arc<Value>],
-    slices: &[Arc<Value>],
-) -> Vec<Endpoint> {
+fn endpoints(namespace: &str, backend: &Value, services: &[Arc<Value>], slices: &[Arc<Value>]) -> Vec<Endpoint> {
     let name = text(backend, "/name");
     let in_namespace = |o: &&Arc<Value>| text(o, "/metadata/namespace") == namespace;
     let Some(service) = services
@@ -407,12 +370,9 @@ fn endpoints(
         return Vec::new();
     };
     let (number, port_name) = (int(backend, "/port/number"), text(backend, "/port/name"));
-    let wanted = items(service, "/spec/ports").iter().find(|p| {
-        number.map_or_else(
-            || text(p, "/name") == port_name,
-            |n| int(p, "/port") == Some(n),
-        )
-    });
+    let wanted = items(service, "/spec/ports")
+        .iter()
+        .find(|p| number.map_or_else(|| text(p, "/name") == port_name, |n| int(p, "/port") == Some(n)));
     let Some(wanted) = wanted.map(|p| text(p, "/name")) else {
         return Vec::new();
     };
@@ -420,23 +380,11 @@ fn endpoints(
         .iter()
         .filter(in_namespace)
         .filter(|s| text(s, "/metadata/labels/kubernetes.io~1service-name") == name)
-        .filter(|s| {
-            items(s, "/ports")
-                .iter()
-                .any(|p| text(p, "/name") == wanted)
-        })
+        .filter(|s| items(s, "/ports").iter().any(|p| text(p, "/name") == wanted))
         .flat_map(|s| items(s, "/endpoints"))
         // An endpoint that does not say is ready.
-        .filter(|e| {
-            e.pointer("/conditions/ready")
-                .and_then(Value::as_bool)
-                .unwrap_or(true)
-        })
-        .flat_map(|e| {
-            items(e, "/addresses")
-                .iter()
-                .map(|a| (a, text(e, "/targetRef/name")))
-        })
+        .filter(|e| e.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true))
+        .flat_map(|e| items(e, "/addresses").iter().map(|a| (a, text(e, "/targetRef/name"))))
         .map(|(address, pod)| Endpoint {
             address: address.as_str().unwrap_or_default().into(),
             pod: pod.into(),

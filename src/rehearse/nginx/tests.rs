@@ -13,14 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 const N: u32 = 20_000;
 
-fn ingress(
-    name: &str,
-    second: u32,
-    host: &str,
-    path: &str,
-    path_type: &str,
-    service: &str,
-) -> Value {
+fn ingress(name: &str, second: u32, host: &str, path: &str, path_type: &str, service: &str) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
         "metadata": {"name": name, "namespace": "default", "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"), "annotations": {}},
         "spec": {"ingressClassName": "nginx", "rules": [{"host": host, "http": {"paths": [
@@ -47,7 +40,9 @@ fn with_endpoints(ingresses: Vec<Value>, alive: &[&str]) -> Model {
     let classes = arcs(vec![
         json!({"metadata": {"name": "nginx"}, "spec": {"controller": model::CONTROLLER}}),
     ]);
-    let services = ["v1", "v2", "v3"].map(|n| json!({"metadata": {"name": n, "namespace": "default"}, "spec": {"ports": [{"name": "http", "port": 80}]}}));
+    let services = ["v1", "v2", "v3"].map(
+        |n| json!({"metadata": {"name": n, "namespace": "default"}, "spec": {"ports": [{"name": "http", "port": 80}]}}),
+    );
     let slices = alive.iter().map(|n| {
         json!({"metadata": {"namespace": "default", "labels": {"kubernetes.io/service-name": n}}, "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": {"name": format!("{n}-pod")}}]})
@@ -65,10 +60,7 @@ fn stable() -> Value {
 }
 
 fn alternative(annotations: &[(&str, &str)]) -> Value {
-    canary(
-        ingress("canary", 5, "a.test", "/", "Prefix", "v2"),
-        annotations,
-    )
+    canary(ingress("canary", 5, "a.test", "/", "Prefix", "v2"), annotations)
 }
 
 fn measured(model: &Model, request: &SimRequest) -> f64 {
@@ -119,51 +111,29 @@ fn weights_give_the_measured_shares() {
 
 #[test]
 fn headers_and_cookies_decide_as_measured() {
-    let near = |share: f64, expected: f64| {
-        assert!(
-            (share - expected).abs() < 1.5,
-            "{share} instead of {expected}"
-        )
-    };
+    let near = |share: f64, expected: f64| assert!((share - expected).abs() < 1.5, "{share} instead of {expected}");
     let by = [
         ("canary-weight", "30"),
         ("canary-by-header", "X-Canary"),
         ("canary-by-cookie", "c"),
     ];
     let model = compiled(vec![stable(), alternative(&by)]);
-    for (value, expected) in [
-        ("always", 100.0),
-        ("never", 0.0),
-        ("other", 30.0),
-        ("Always", 30.0),
-    ] {
-        near(
-            measured(&model, &plain().header("x-canary", value)),
-            expected,
-        );
+    for (value, expected) in [("always", 100.0), ("never", 0.0), ("other", 30.0), ("Always", 30.0)] {
+        near(measured(&model, &plain().header("x-canary", value)), expected);
     }
     near(measured(&model, &plain()), 30.0);
     for (value, expected) in [("always", 100.0), ("never", 0.0), ("other", 30.0)] {
         near(measured(&model, &plain().cookie("c", value)), expected);
     }
     near(
-        measured(
-            &model,
-            &plain().header("X-Canary", "never").cookie("c", "always"),
-        ),
+        measured(&model, &plain().header("X-Canary", "never").cookie("c", "always")),
         0.0,
     );
     near(
-        measured(
-            &model,
-            &plain().header("X-Canary", "always").cookie("c", "never"),
-        ),
+        measured(&model, &plain().header("X-Canary", "always").cookie("c", "never")),
         100.0,
     );
-    near(
-        measured(&model, &plain().header("X_Canary", "always")),
-        30.0,
-    );
+    near(measured(&model, &plain().header("X_Canary", "always")), 30.0);
     let valued = compiled(vec![
         stable(),
         alternative(&[
@@ -173,16 +143,8 @@ fn headers_and_cookies_decide_as_measured() {
             ("canary-by-header-pattern", "^x"),
         ]),
     ]);
-    for (value, expected) in [
-        ("blue", 100.0),
-        ("never", 30.0),
-        ("always", 30.0),
-        ("x", 30.0),
-    ] {
-        near(
-            measured(&valued, &plain().header("X-Canary", value)),
-            expected,
-        );
+    for (value, expected) in [("blue", 100.0), ("never", 30.0), ("always", 30.0), ("x", 30.0)] {
+        near(measured(&valued, &plain().header("X-Canary", value)), expected);
     }
     let pattern = compiled(vec![
         stable(),
@@ -193,10 +155,7 @@ fn headers_and_cookies_decide_as_measured() {
         ]),
     ]);
     for (value, expected) in [("blue1", 100.0), ("red", 0.0), ("always", 0.0)] {
-        near(
-            measured(&pattern, &plain().header("X-Canary", value)),
-            expected,
-        );
+        near(measured(&pattern, &plain().header("X-Canary", value)), expected);
     }
     let broken = compiled(vec![
         stable(),
@@ -208,10 +167,7 @@ fn headers_and_cookies_decide_as_measured() {
         ]),
     ]);
     near(
-        measured(
-            &broken,
-            &plain().header("X-Canary", "a").cookie("c", "always"),
-        ),
+        measured(&broken, &plain().header("X-Canary", "a").cookie("c", "always")),
         0.0,
     );
     near(measured(&broken, &plain()), 100.0);
@@ -263,22 +219,14 @@ fn endpoints_that_are_missing_fail_open_for_the_canary_and_closed_for_the_stable
             canary: 0.0
         }
     );
-    assert_eq!(
-        with_endpoints(all(), &["v2"]).share("a.test", "/"),
-        Split::Status(503)
-    );
+    assert_eq!(with_endpoints(all(), &["v2"]).share("a.test", "/"), Split::Status(503));
 }
 
 #[test]
 fn one_path_that_does_not_match_drops_the_whole_canary() {
     let weight = [("canary-weight", "100")];
     let exact = canary(ingress("canary", 5, "a.test", "/", "Exact", "v2"), &weight);
-    assert!(
-        compiled(vec![stable(), exact])
-            .share("a.test", "/")
-            .canary()
-            < 0.5
-    );
+    assert!(compiled(vec![stable(), exact]).share("a.test", "/").canary() < 0.5);
     let mut two = alternative(&weight);
     let paths = two.pointer_mut("/spec/rules/0/http/paths").unwrap();
     let mut other = paths[0].clone();
@@ -289,12 +237,7 @@ fn one_path_that_does_not_match_drops_the_whole_canary() {
         ingress("canary", 5, "a.test", "/", "ImplementationSpecific", "v2"),
         &weight,
     );
-    assert!(
-        compiled(vec![stable(), implementation])
-            .share("a.test", "/")
-            .canary()
-            > 0.5
-    );
+    assert!(compiled(vec![stable(), implementation]).share("a.test", "/").canary() > 0.5);
     let unknown_host = canary(ingress("canary", 5, "b.test", "/", "Prefix", "v2"), &weight);
     let model = compiled(vec![stable(), unknown_host]);
     assert_eq!(model.share("b.test", "/"), Split::Status(404));
@@ -303,11 +246,7 @@ fn one_path_that_does_not_match_drops_the_whole_canary() {
 #[test]
 fn a_canary_reaches_every_host_that_shares_the_stable_service() {
     let other = ingress("other", 2, "b.test", "/", "Prefix", "v1");
-    let model = compiled(vec![
-        stable(),
-        other,
-        alternative(&[("canary-weight", "100")]),
-    ]);
+    let model = compiled(vec![stable(), other, alternative(&[("canary-weight", "100")])]);
     assert!(model.share("b.test", "/").canary() > 0.5);
 }
 
@@ -316,10 +255,7 @@ fn a_normal_ingress_on_the_canary_service_breaks_by_age() {
     let weight = [("canary-weight", "100")];
     let older = ingress("direct", 2, "direct.test", "/", "Prefix", "v2");
     let model = compiled(vec![stable(), older, alternative(&weight)]);
-    assert!(
-        model.share("a.test", "/").canary() < 0.5,
-        "the canary has no policy"
-    );
+    assert!(model.share("a.test", "/").canary() < 0.5, "the canary has no policy");
     let younger = ingress("direct", 9, "direct.test", "/", "Prefix", "v2");
     let model = compiled(vec![stable(), younger, alternative(&weight)]);
     assert_eq!(
@@ -339,30 +275,15 @@ fn of_two_canaries_only_the_oldest_counts_and_ties_go_by_name_descending() {
         ingress("a", 5, "a.test", "/", "Prefix", "v3"),
         &[("canary-weight", "90")],
     );
-    assert!(
-        (compiled(vec![stable(), second, first])
-            .share("a.test", "/")
-            .canary()
-            - 0.1)
-            .abs()
-            < 1e-9
-    );
+    assert!((compiled(vec![stable(), second, first]).share("a.test", "/").canary() - 0.1).abs() < 1e-9);
 }
 
 #[test]
 fn another_class_or_a_canary_flag_that_is_no_boolean_is_not_a_canary() {
     let mut foreign = alternative(&[("canary-weight", "100")]);
     set(&mut foreign, "/spec/ingressClassName", json!("other"));
-    assert!(
-        compiled(vec![stable(), foreign])
-            .share("a.test", "/")
-            .canary()
-            < 0.5
-    );
-    let typo = canary(
-        alternative(&[("canary-weight", "100")]),
-        &[("canary", "yes")],
-    );
+    assert!(compiled(vec![stable(), foreign]).share("a.test", "/").canary() < 0.5);
+    let typo = canary(alternative(&[("canary-weight", "100")]), &[("canary", "yes")]);
     assert_eq!(
         compiled(vec![stable(), typo]).share("a.test", "/"),
         Split::Shares {
@@ -395,10 +316,7 @@ fn a_change_of_weight_is_live_within_four_and_a_half_seconds_and_dead_pods_answe
                     }
             }
         };
-        world
-            .run_until(Duration::from_secs(20), live(0.0))
-            .await
-            .unwrap();
+        world.run_until(Duration::from_secs(20), live(0.0)).await.unwrap();
         world.pass(Duration::from_secs(20)).await;
         for weight in [10_u32, 30, 60, 100] {
             let at = "/metadata/annotations/nginx.ingress.kubernetes.io~1canary-weight";
@@ -420,9 +338,7 @@ fn a_change_of_weight_is_live_within_four_and_a_half_seconds_and_dead_pods_answe
             .delete(&Key::deployment("default", "v2"), &DeleteOptions::default())
             .unwrap();
         world
-            .run_until(Duration::from_secs(10), |w| {
-                canaried(w) == Outcome::Status(502)
-            })
+            .run_until(Duration::from_secs(10), |w| canaried(w) == Outcome::Status(502))
             .await
             .unwrap();
         world
@@ -433,10 +349,7 @@ fn a_change_of_weight_is_live_within_four_and_a_half_seconds_and_dead_pods_answe
             .unwrap();
         world
             .server
-            .delete(
-                &Key::ingress("default", "canary"),
-                &DeleteOptions::default(),
-            )
+            .delete(&Key::ingress("default", "canary"), &DeleteOptions::default())
             .unwrap();
         world
             .run_until(Duration::from_secs(10), |w| {

@@ -22,16 +22,8 @@ fn deployment(object: &mut Value) {
     default(object, "/spec/progressDeadlineSeconds", json!(600));
     default(object, "/spec/strategy/type", json!("RollingUpdate"));
     if text(object, "/spec/strategy/type") == "RollingUpdate" {
-        default(
-            object,
-            "/spec/strategy/rollingUpdate/maxSurge",
-            json!("25%"),
-        );
-        default(
-            object,
-            "/spec/strategy/rollingUpdate/maxUnavailable",
-            json!("25%"),
-        );
+        default(object, "/spec/strategy/rollingUpdate/maxSurge", json!("25%"));
+        default(object, "/spec/strategy/rollingUpdate/maxUnavailable", json!("25%"));
     }
     pod_spec(object, "/spec/template/spec");
 }
@@ -55,11 +47,7 @@ fn pod_spec(object: &mut Value, at: &str) {
 }
 
 fn container(container: &mut Value) {
-    default(
-        container,
-        "/terminationMessagePath",
-        json!("/dev/termination-log"),
-    );
+    default(container, "/terminationMessagePath", json!("/dev/termination-log"));
     default(container, "/terminationMessagePolicy", json!("File"));
     default(container, "/resources", json!({}));
     let image = text(container, "/image");
@@ -127,11 +115,7 @@ pub fn initial_status(resource: &Resource, object: &mut Value) {
     if resource.has_status() {
         super::super::json::remove(object, "/status");
         match resource.plural.as_str() {
-            "pods" => set(
-                object,
-                "/status",
-                json!({"phase": "Pending", "qosClass": "BestEffort"}),
-            ),
+            "pods" => set(object, "/status", json!({"phase": "Pending", "qosClass": "BestEffort"})),
             "ingresses" | "services" => set(object, "/status", json!({"loadBalancer": {}})),
             "deployments" | "replicasets" => set(object, "/status", json!({})),
             "namespaces" => set(object, "/status", json!({"phase": "Active"})),

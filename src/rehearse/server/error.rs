@@ -39,20 +39,12 @@ pub fn not_found(key: &Key) -> ApiError {
 
 /// 404: no such path.
 pub fn no_such_path() -> ApiError {
-    failure(
-        404,
-        "NotFound",
-        "the server could not find the requested resource",
-    )
+    failure(404, "NotFound", "the server could not find the requested resource")
 }
 
 /// 409: the name is taken.
 pub fn already_exists(key: &Key, being_deleted: bool) -> ApiError {
-    let prefix = if being_deleted {
-        "object is being deleted: "
-    } else {
-        ""
-    };
+    let prefix = if being_deleted { "object is being deleted: " } else { "" };
     about(
         key,
         409,

@@ -129,27 +129,13 @@ impl ApiServer {
     /// Creates an object, named by its manifest, as somebody inside the cluster.
     pub fn create(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let key = Key::of(&object);
-        self.with(|s| {
-            s.create(
-                &key.resource,
-                &key.namespace,
-                object,
-                WriteOptions::default(),
-            )
-        })
+        self.with(|s| s.create(&key.resource, &key.namespace, object, WriteOptions::default()))
     }
 
     /// Creates the object, or merges its manifest into what exists, as `kubectl apply` does.
     pub fn apply(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let key = Key::of(&object);
-        self.with(|s| {
-            s.patch(
-                &key,
-                patch::PatchKind::Apply,
-                &object,
-                WriteOptions::default(),
-            )
-        })
+        self.with(|s| s.patch(&key, patch::PatchKind::Apply, &object, WriteOptions::default()))
     }
 
     /// Changes an object at once, status and all, as somebody else. None when it does not exist.
@@ -192,10 +178,7 @@ impl ApiServer {
     }
 
     /// A rule of one's own about what may be stored.
-    pub fn admit(
-        &self,
-        rule: impl Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync + 'static,
-    ) {
+    pub fn admit(&self, rule: impl Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync + 'static) {
         self.with(|s| s.admit(Box::new(rule)));
     }
 
@@ -226,10 +209,7 @@ impl ApiServer {
     }
 
     fn crash_signal(&self, client: &str) -> Arc<Notify> {
-        lock(&self.shared.crashes)
-            .entry(client.into())
-            .or_default()
-            .clone()
+        lock(&self.shared.crashes).entry(client.into()).or_default().clone()
     }
 
     fn changed(&self) -> signal::Receiver<u64> {
@@ -286,9 +266,9 @@ impl ApiServer {
                     tokio::time::sleep(by).await;
                     server.perform(&call, None, record)
                 });
-                flight.await.unwrap_or_else(|_| {
-                    Answer::Refused(error::failure(500, "InternalError", "the request was lost"))
-                })
+                flight
+                    .await
+                    .unwrap_or_else(|_| Answer::Refused(error::failure(500, "InternalError", "the request was lost")))
             }
         };
         let outcome = Outcome {
@@ -306,11 +286,7 @@ impl ApiServer {
             Answer::Json(code, body) => reply(code, "application/json", once(body.to_string())),
             Answer::Text(text) => reply(200, "text/plain", once(text)),
             Answer::Refused(refusal) => refused(&refusal),
-            Answer::Watch(selector) => reply(
-                200,
-                "application/json",
-                watch::lines(self.clone(), call, selector),
-            ),
+            Answer::Watch(selector) => reply(200, "application/json", watch::lines(self.clone(), call, selector)),
         }
     }
 
@@ -388,30 +364,22 @@ fn reply(
     body: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody(body.boxed()));
-    *response.status_mut() =
-        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static(content_type),
-    );
+    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
 }
 
 fn refused(refusal: &ApiError) -> Response<ReplyBody> {
-    let mut response = reply(
-        refusal.code,
-        "application/json",
-        once(error::body(refusal).to_string()),
-    );
+    let mut response = reply(refusal.code, "application/json", once(error::body(refusal).to_string()));
     let wait = refusal
         .details
         .as_ref()
         .map(|d| d.retry_after_seconds)
         .filter(|s| *s > 0);
     if let Some(seconds) = wait.and_then(|s| http::HeaderValue::from_str(&s.to_string()).ok()) {
-        response
-            .headers_mut()
-            .insert(http::header::RETRY_AFTER, seconds);
+        response.headers_mut().insert(http::header::RETRY_AFTER, seconds);
     }
     response
 }

@@ -50,8 +50,7 @@ pub fn apply(kind: PatchKind, target: &mut Value, patch: &Value) -> Result<(), A
 }
 
 fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let patch: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|e| bad_request(&e.to_string()))?;
+    let patch: json_patch::Patch = serde_json::from_value(patch.clone()).map_err(|e| bad_request(&e.to_string()))?;
     for operation in &patch.0 {
         if let json_patch::PatchOperation::Test(test) = operation {
             // Go's library takes a missing path for null; the Rust one fails.
@@ -73,12 +72,9 @@ fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
 /// The key by which items of the list `field` are told apart; None for lists replaced as a whole.
 fn merge_key(field: &str, items: &[Value]) -> Option<&'static str> {
     match field {
-        "containers"
-        | "initContainers"
-        | "ephemeralContainers"
-        | "volumes"
-        | "env"
-        | "imagePullSecrets" => Some("name"),
+        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets" => {
+            Some("name")
+        }
         // A container's ports merge by containerPort, a Service's by port.
         "ports" if items.iter().any(|p| p.get("containerPort").is_some()) => Some("containerPort"),
         "ports" => Some("port"),
@@ -132,19 +128,10 @@ fn strategic_map(target: &mut Value, patch: &Map<String, Value>) {
 
 fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
     let directive = |item: &Value| item.get("$patch").and_then(Value::as_str).map(String::from);
-    let mut old = target
-        .as_array_mut()
-        .map(std::mem::take)
-        .unwrap_or_default();
+    let mut old = target.as_array_mut().map(std::mem::take).unwrap_or_default();
     if field == "finalizers" {
         // A primitive list with merge strategy: a union.
-        old.extend(
-            patch
-                .iter()
-                .filter(|i| !old.contains(i))
-                .cloned()
-                .collect::<Vec<_>>(),
-        );
+        old.extend(patch.iter().filter(|i| !old.contains(i)).cloned().collect::<Vec<_>>());
         *target = Value::Array(old);
         return;
     }
@@ -152,10 +139,7 @@ fn strategic_list(target: &mut Value, patch: &[Value], field: &str) {
         *target = Value::Array(patch.iter().map(without_directives).collect());
         return;
     };
-    if patch
-        .iter()
-        .any(|i| directive(i).as_deref() == Some("replace"))
-    {
+    if patch.iter().any(|i| directive(i).as_deref() == Some("replace")) {
         let kept = patch.iter().filter(|i| directive(i).is_none());
         *target = Value::Array(kept.map(without_directives).collect());
         return;
@@ -202,9 +186,7 @@ mod tests {
         );
         let failing = json!([{"op": "test", "path": "/a", "value": 1}]);
         assert_eq!(
-            apply(PatchKind::Json, &mut json!({"a": 2}), &failing)
-                .unwrap_err()
-                .code,
+            apply(PatchKind::Json, &mut json!({"a": 2}), &failing).unwrap_err().code,
             422
         );
     }

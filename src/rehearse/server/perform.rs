@@ -50,10 +50,7 @@ impl ApiServer {
     }
 
     fn attempt(&self, call: &Call, at: Option<u64>) -> Result<Answer, ApiError> {
-        let selector = Selector::parse(
-            call.parameter("labelSelector"),
-            call.parameter("fieldSelector"),
-        )?;
+        let selector = Selector::parse(call.parameter("labelSelector"), call.parameter("fieldSelector"))?;
         let options = WriteOptions {
             dry_run: call.dry_run(),
             strict: call.parameter("fieldValidation") == "Strict",
@@ -67,8 +64,7 @@ impl ApiServer {
             ("create", "") => {
                 let mut object = (*call.body).clone();
                 typed(call, &mut object)?;
-                let stored =
-                    self.with(|s| s.create(&call.resource, &call.namespace, object, options))?;
+                let stored = self.with(|s| s.create(&call.resource, &call.namespace, object, options))?;
                 Ok(Answer::Json(201, (*stored).clone()))
             }
             ("update", "" | "status") => {
@@ -127,10 +123,7 @@ impl ApiServer {
                 for (key, _) in chosen.iter().filter(|(_, o)| selector.matches(o)) {
                     self.with(|s| s.delete(key, &options))?;
                 }
-                Ok(Answer::Json(
-                    200,
-                    list_of(call, self.with(|s| s.version()), Vec::new()),
-                ))
+                Ok(Answer::Json(200, list_of(call, self.with(|s| s.version()), Vec::new())))
             }
             _ => Err(error::no_such_path()),
         }
@@ -162,10 +155,7 @@ impl ApiServer {
             None => (s.list(&call.resource, &call.namespace), s.version()),
             Some(version) => (s.list_at(&call.resource, &call.namespace, version), version),
         });
-        let chosen = objects
-            .into_iter()
-            .map(|(_, o)| o)
-            .filter(|o| selector.matches(o));
+        let chosen = objects.into_iter().map(|(_, o)| o).filter(|o| selector.matches(o));
         Answer::Json(200, list_of(call, version, chosen.collect()))
     }
 
@@ -235,9 +225,7 @@ fn typed(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     let expected = call.api_version();
     let given = text(object, "/apiVersion");
     if !given.is_empty() && given != expected {
-        let why = format!(
-            "the API version in the data ({given}) does not match the expected API version ({expected})"
-        );
+        let why = format!("the API version in the data ({given}) does not match the expected API version ({expected})");
         return Err(error::bad_request(&why));
     }
     set(object, "/apiVersion", json!(expected));

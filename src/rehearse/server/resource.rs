@@ -37,9 +37,7 @@ impl Resource {
     }
 
     fn known(&self) -> Option<&'static Known> {
-        KNOWN
-            .iter()
-            .find(|k| k.group == self.group && k.plural == self.plural)
+        KNOWN.iter().find(|k| k.group == self.group && k.plural == self.plural)
     }
 }
 
@@ -136,13 +134,7 @@ struct Known {
     status: bool,
 }
 
-const fn known(
-    group: &'static str,
-    plural: &'static str,
-    kind: &'static str,
-    namespaced: bool,
-    status: bool,
-) -> Known {
+const fn known(group: &'static str, plural: &'static str, kind: &'static str, namespaced: bool, status: bool) -> Known {
     Known {
         group,
         plural,
@@ -179,42 +171,12 @@ const KNOWN: &[Known] = &[
         true,
         true,
     ),
-    known(
-        "canary-operator.dev",
-        "canaryreleases",
-        "CanaryRelease",
-        true,
-        true,
-    ),
+    known("canary-operator.dev", "canaryreleases", "CanaryRelease", true, true),
     known("coordination.k8s.io", "leases", "Lease", true, false),
-    known(
-        "discovery.k8s.io",
-        "endpointslices",
-        "EndpointSlice",
-        true,
-        false,
-    ),
+    known("discovery.k8s.io", "endpointslices", "EndpointSlice", true, false),
     known("events.k8s.io", "events", "Event", true, false),
-    known(
-        "networking.k8s.io",
-        "ingressclasses",
-        "IngressClass",
-        false,
-        false,
-    ),
+    known("networking.k8s.io", "ingressclasses", "IngressClass", false, false),
     known("networking.k8s.io", "ingresses", "Ingress", true, true),
-    known(
-        "networking.k8s.io",
-        "networkpolicies",
-        "NetworkPolicy",
-        true,
-        false,
-    ),
-    known(
-        "policy",
-        "poddisruptionbudgets",
-        "PodDisruptionBudget",
-        true,
-        true,
-    ),
+    known("networking.k8s.io", "networkpolicies", "NetworkPolicy", true, false),
+    known("policy", "poddisruptionbudgets", "PodDisruptionBudget", true, true),
 ];

@@ -75,9 +75,7 @@ impl Call {
             (Method::DELETE, false) => "delete",
             (Method::DELETE, true) => "deletecollection",
             _ => {
-                return Err(super::error::method_not_allowed(&Resource::new(
-                    group, plural,
-                )));
+                return Err(super::error::method_not_allowed(&Resource::new(group, plural)));
             }
         };
         let header = |name: http::HeaderName| {
@@ -90,8 +88,7 @@ impl Call {
         let body = if body.is_empty() {
             Value::Null
         } else {
-            serde_json::from_slice(body)
-                .map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
+            serde_json::from_slice(body).map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
         };
         let patch = if verb == "patch" {
             Some(PatchKind::of(header(http::header::CONTENT_TYPE))?)
@@ -167,9 +164,7 @@ fn decode(text: &str) -> String {
             b'%' => {
                 let rest = bytes.clone();
                 match (digit(bytes.next()), digit(bytes.next())) {
-                    (Some(high), Some(low)) => {
-                        out.push(u8::try_from(high * 16 + low).unwrap_or(b'?'))
-                    }
+                    (Some(high), Some(low)) => out.push(u8::try_from(high * 16 + low).unwrap_or(b'?')),
                     // Not an escape: a percent sign as it stands.
                     _ => {
                         out.push(b'%');

@@ -28,10 +28,7 @@ enum Rule {
 impl Selector {
     /// Parses the query parameters `labelSelector` and `fieldSelector`.
     pub fn parse(labels: &str, fields: &str) -> Result<Self, ApiError> {
-        let labels = split(labels)
-            .into_iter()
-            .map(requirement)
-            .collect::<Result<_, _>>()?;
+        let labels = split(labels).into_iter().map(requirement).collect::<Result<_, _>>()?;
         let mut parsed = Vec::new();
         for part in fields.split(',').filter(|p| !p.is_empty()) {
             let (field, value, wanted) = if let Some((f, v)) = part.split_once("!=") {
@@ -41,16 +38,9 @@ impl Selector {
             } else {
                 return Err(bad_request(&format!("invalid field selector: {part:?}")));
             };
-            parsed.push((
-                format!("/{}", field.replace('.', "/")),
-                value.to_string(),
-                wanted,
-            ));
+            parsed.push((format!("/{}", field.replace('.', "/")), value.to_string(), wanted));
         }
-        Ok(Self {
-            labels,
-            fields: parsed,
-        })
+        Ok(Self { labels, fields: parsed })
     }
 
     /// Whether the object is selected.
@@ -66,9 +56,7 @@ impl Selector {
 
 impl Requirement {
     fn holds(&self, labels: Option<&Map<String, Value>>) -> bool {
-        let value = labels
-            .and_then(|l| l.get(&self.key))
-            .and_then(Value::as_str);
+        let value = labels.and_then(|l| l.get(&self.key)).and_then(Value::as_str);
         match &self.rule {
             Rule::Exists => value.is_some(),
             Rule::Absent => value.is_none(),
@@ -136,11 +124,7 @@ pub fn label_selector_matches(selector: &Value, labels: Option<&Map<String, Valu
         .into_iter()
         .flatten()
         .all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
-    let strings = |list: &[Value]| {
-        list.iter()
-            .filter_map(|v| v.as_str().map(String::from))
-            .collect()
-    };
+    let strings = |list: &[Value]| list.iter().filter_map(|v| v.as_str().map(String::from)).collect();
     equal
         && items(selector, "/matchExpressions").iter().all(|e| {
             let rule = match text(e, "/operator") {

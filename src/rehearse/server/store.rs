@@ -17,8 +17,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A rule of one's own about what may be stored: `(key, new, old)`.
-pub type Admission =
-    Box<dyn Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync>;
+pub type Admission = Box<dyn Fn(&Key, &Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync>;
 
 /// Objects, their log, and the one version counter.
 pub struct Store {
@@ -91,9 +90,10 @@ impl Store {
             namespace: namespace.into(),
             name: String::new(),
         };
-        let of = self.objects.range(from..).take_while(|(k, _)| {
-            k.resource == *resource && (namespace.is_empty() || k.namespace == namespace)
-        });
+        let of = self
+            .objects
+            .range(from..)
+            .take_while(|(k, _)| k.resource == *resource && (namespace.is_empty() || k.namespace == namespace));
         of.map(|(k, o)| (k.clone(), o.clone())).collect()
     }
 
@@ -103,21 +103,10 @@ impl Store {
     }
 
     /// The objects of a resource as they were at a past version.
-    pub fn list_at(
-        &self,
-        resource: &Resource,
-        namespace: &str,
-        version: u64,
-    ) -> Vec<(Key, Arc<Value>)> {
+    pub fn list_at(&self, resource: &Resource, namespace: &str, version: u64) -> Vec<(Key, Arc<Value>)> {
         let mut then = BTreeMap::new();
-        for v in self
-            .log
-            .iter()
-            .take_while(|v| v.resource_version <= version)
-        {
-            if v.key.resource != *resource
-                || !(namespace.is_empty() || v.key.namespace == namespace)
-            {
+        for v in self.log.iter().take_while(|v| v.resource_version <= version) {
+            if v.key.resource != *resource || !(namespace.is_empty() || v.key.namespace == namespace) {
                 continue;
             }
             match v.change {
@@ -177,9 +166,7 @@ impl Store {
         if home.is_some_and(|n| n.pointer("/metadata/deletionTimestamp").is_some()) {
             return Err(error::forbidden(
                 &key,
-                &format!(
-                    "unable to create new content in namespace {namespace} because it is being terminated"
-                ),
+                &format!("unable to create new content in namespace {namespace} because it is being terminated"),
             ));
         }
         self.quota(&key)?;
@@ -191,9 +178,7 @@ impl Store {
         remove(&mut object, "/metadata/managedFields");
         defaults::initial_status(resource, &mut object);
         defaults::fill(resource, &mut object);
-        if *resource == Resource::new("", "services")
-            && text(&object, "/spec/type") != "ExternalName"
-        {
+        if *resource == Resource::new("", "services") && text(&object, "/spec/type") != "ExternalName" {
             let n = self.uids + 1;
             default(
                 &mut object,
@@ -207,11 +192,7 @@ impl Store {
             "/metadata/uid",
             json!(format!("00000000-0000-4000-8000-{:012x}", self.uids)),
         );
-        set(
-            &mut object,
-            "/metadata/creationTimestamp",
-            json!(self.clock.stamp()),
-        );
+        set(&mut object, "/metadata/creationTimestamp", json!(self.clock.stamp()));
         set(&mut object, "/metadata/generation", json!(1));
         self.admitted(&key, &object, None)?;
         if options.dry_run {
@@ -221,12 +202,7 @@ impl Store {
     }
 
     /// PUT.
-    pub fn replace(
-        &mut self,
-        key: &Key,
-        object: Value,
-        options: WriteOptions,
-    ) -> Result<Arc<Value>, ApiError> {
+    pub fn replace(&mut self, key: &Key, object: Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
         let old = self.get(key).ok_or_else(|| error::not_found(key))?;
         self.update(key, &old, object, options)
     }
@@ -334,11 +310,7 @@ impl Store {
     }
 
     /// DELETE. Answers the object as it was left, and whether it is gone.
-    pub fn delete(
-        &mut self,
-        key: &Key,
-        options: &DeleteOptions,
-    ) -> Result<(Arc<Value>, bool), ApiError> {
+    pub fn delete(&mut self, key: &Key, options: &DeleteOptions) -> Result<(Arc<Value>, bool), ApiError> {
         let old = self.get(key).ok_or_else(|| error::not_found(key))?;
         for (field, at, wanted) in [
             ("UID", "/metadata/uid", &options.uid),
@@ -361,9 +333,7 @@ impl Store {
             Some("Orphan") => Some("orphan"),
             _ => None,
         };
-        if let Some(finalizer) =
-            finalizer.filter(|f| !items(&old, "/metadata/finalizers").iter().any(|x| x == f))
-        {
+        if let Some(finalizer) = finalizer.filter(|f| !items(&old, "/metadata/finalizers").iter().any(|x| x == f)) {
             let mut list = items(&old, "/metadata/finalizers").to_vec();
             list.push(json!(finalizer));
             set(&mut new, "/metadata/finalizers", Value::Array(list));
@@ -371,10 +341,7 @@ impl Store {
         let grace = self.grace(key, &old, options);
         if items(&new, "/metadata/finalizers").is_empty() && grace == 0 {
             self.objects.remove(key);
-            return Ok((
-                self.append(ChangeKind::Deleted, key.clone(), new, Some(old)),
-                true,
-            ));
+            return Ok((self.append(ChangeKind::Deleted, key.clone(), new, Some(old)), true));
         }
         let until = self
             .clock
@@ -387,21 +354,14 @@ impl Store {
                 "/metadata/deletionTimestamp",
                 json!(super::super::clock::stamp(until)),
             );
-            set(
-                &mut new,
-                "/metadata/deletionGracePeriodSeconds",
-                json!(grace),
-            );
+            set(&mut new, "/metadata/deletionGracePeriodSeconds", json!(grace));
             let generation = int(&new, "/metadata/generation").unwrap_or(0);
             set(&mut new, "/metadata/generation", json!(generation + 1));
         }
         if new == *old {
             return Ok((old, false));
         }
-        Ok((
-            self.append(ChangeKind::Modified, key.clone(), new, Some(old)),
-            false,
-        ))
+        Ok((self.append(ChangeKind::Modified, key.clone(), new, Some(old)), false))
     }
 
     /// Seconds a pod that a node runs may take to end; zero for everything else.
@@ -423,13 +383,7 @@ impl Store {
         }
     }
 
-    fn append(
-        &mut self,
-        change: ChangeKind,
-        key: Key,
-        mut object: Value,
-        previous: Option<Arc<Value>>,
-    ) -> Arc<Value> {
+    fn append(&mut self, change: ChangeKind, key: Key, mut object: Value, previous: Option<Arc<Value>>) -> Arc<Value> {
         self.version += 1;
         set(
             &mut object,
@@ -454,9 +408,7 @@ impl Store {
 
     fn admitted(&self, key: &Key, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
         validation::check(key, new, old)?;
-        self.admissions
-            .iter()
-            .try_for_each(|rule| rule(key, new, old))
+        self.admissions.iter().try_for_each(|rule| rule(key, new, old))
     }
 
     /// ResourceQuotas count pods, which is how a quota shows itself to a Deployment.
@@ -466,8 +418,7 @@ impl Store {
         }
         for (quota, object) in self.list(&Resource::new("", "resourcequotas"), &key.namespace) {
             let hard = object.pointer("/spec/hard/pods");
-            let Some(limit) = hard.and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()))
-            else {
+            let Some(limit) = hard.and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok())) else {
                 continue;
             };
             let used = self.list(&key.resource, &key.namespace).len() as u64;
@@ -509,8 +460,7 @@ fn bump_generation(key: &Key, old: &Value, new: &mut Value) {
         map.remove("deployment.kubernetes.io/revision");
         map
     };
-    let annotated = key.resource == Resource::new("apps", "deployments")
-        && annotations(old) != annotations(new);
+    let annotated = key.resource == Resource::new("apps", "deployments") && annotations(old) != annotations(new);
     if annotated || spec(old) != spec(new) {
         let generation = int(old, "/metadata/generation").unwrap_or(0);
         set(new, "/metadata/generation", json!(generation + 1));

@@ -8,8 +8,8 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap, networking::v1
 use kube::{
     Api, ResourceExt,
     api::{
-        DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
-        WatchEvent, WatchParams,
+        DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy, WatchEvent,
+        WatchParams,
     },
     core::{ApiResource, DynamicObject, GroupVersionKind},
     runtime::{WatchStreamExt, reflector, watcher},
@@ -26,10 +26,7 @@ fn with_server<F: Future<Output = ()>>(body: impl FnOnce(ApiServer) -> F) {
 }
 
 fn config_map(name: &str) -> ConfigMap {
-    serde_json::from_value(
-        json!({"metadata": {"name": name, "labels": {"app": name}}, "data": {"a": "1"}}),
-    )
-    .unwrap()
+    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": name}}, "data": {"a": "1"}})).unwrap()
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, kube::Error>) -> (u16, String) {
@@ -49,38 +46,22 @@ fn create_get_update_delete_answer_with_the_real_codes() {
     with_server(|server| async move {
         let api: Api<ConfigMap> = Api::default_namespaced(server.client());
         assert_eq!(code(api.get("a").await), (404, "NotFound".into()));
-        let made = api
-            .create(&PostParams::default(), &config_map("a"))
-            .await
-            .unwrap();
+        let made = api.create(&PostParams::default(), &config_map("a")).await.unwrap();
         assert!(made.uid().is_some() && made.resource_version().is_some());
-        assert_eq!(
-            made.creation_timestamp().unwrap().0.to_string(),
-            "2026-01-01T00:00:00Z"
-        );
+        assert_eq!(made.creation_timestamp().unwrap().0.to_string(), "2026-01-01T00:00:00Z");
         assert_eq!(
             code(api.create(&PostParams::default(), &config_map("a")).await),
             (409, "AlreadyExists".into())
         );
         let mut changed = made.clone();
-        changed
-            .data
-            .as_mut()
-            .unwrap()
-            .insert("b".into(), "2".into());
-        let second = api
-            .replace("a", &PostParams::default(), &changed)
-            .await
-            .unwrap();
+        changed.data.as_mut().unwrap().insert("b".into(), "2".into());
+        let second = api.replace("a", &PostParams::default(), &changed).await.unwrap();
         assert_ne!(second.resource_version(), made.resource_version());
         assert_eq!(
             code(api.replace("a", &PostParams::default(), &changed).await),
             (409, "Conflict".into())
         );
-        let same = api
-            .replace("a", &PostParams::default(), &second)
-            .await
-            .unwrap();
+        let same = api.replace("a", &PostParams::default(), &second).await.unwrap();
         assert_eq!(
             same.resource_version(),
             second.resource_version(),
@@ -93,10 +74,7 @@ fn create_get_update_delete_answer_with_the_real_codes() {
             }),
             ..Default::default()
         };
-        assert_eq!(
-            code(api.delete("a", &stale).await),
-            (409, "Conflict".into())
-        );
+        assert_eq!(code(api.delete("a", &stale).await), (409, "Conflict".into()));
         let other = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: Some("other".into()),
@@ -104,10 +82,7 @@ fn create_get_update_delete_answer_with_the_real_codes() {
             }),
             ..Default::default()
         };
-        assert_eq!(
-            code(api.delete("a", &other).await),
-            (409, "Conflict".into())
-        );
+        assert_eq!(code(api.delete("a", &other).await), (409, "Conflict".into()));
         let right = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: made.uid(),
@@ -116,12 +91,7 @@ fn create_get_update_delete_answer_with_the_real_codes() {
             ..Default::default()
         };
         assert!(api.delete("a", &right).await.unwrap().is_right());
-        assert_eq!(
-            server
-                .history(&Key::new("", "configmaps", "default", "a"))
-                .len(),
-            3
-        );
+        assert_eq!(server.history(&Key::new("", "configmaps", "default", "a")).len(), 3);
         let verbs: Vec<_> = server.records().iter().map(|r| (r.verb, r.code)).collect();
         assert_eq!(verbs.first(), Some(&("get", 404)));
         assert_eq!(verbs.last(), Some(&("delete", 200)));
@@ -131,16 +101,16 @@ fn create_get_update_delete_answer_with_the_real_codes() {
 #[test]
 fn a_patch_that_names_another_resource_version_conflicts() {
     with_server(|server| async move {
-        server.create(json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"}, "spec": {}})).unwrap();
+        server
+            .create(
+                json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"}, "spec": {}}),
+            )
+            .unwrap();
         let api: Api<Ingress> = Api::default_namespaced(server.client());
         let read = api.get("i").await.unwrap();
-        let patch = Patch::Merge(
-            json!({"metadata": {"resourceVersion": read.resource_version(), "annotations": {"w": "5"}}}),
-        );
-        let written = api
-            .patch("i", &PatchParams::default(), &patch)
-            .await
-            .unwrap();
+        let patch =
+            Patch::Merge(json!({"metadata": {"resourceVersion": read.resource_version(), "annotations": {"w": "5"}}}));
+        let written = api.patch("i", &PatchParams::default(), &patch).await.unwrap();
         assert_eq!(written.metadata.generation, Some(1));
         assert_eq!(
             code(api.patch("i", &PatchParams::default(), &patch).await),
@@ -160,15 +130,10 @@ fn a_strategic_dry_run_answers_and_stores_nothing_and_strict_names_unknown_field
             ..PatchParams::default()
         }
         .validation_strict();
-        let overlay = |container: Value| {
-            Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [container]}}}}))
-        };
+        let overlay =
+            |container: Value| Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [container]}}}}));
         let out = api
-            .patch(
-                "web",
-                &params,
-                &overlay(json!({"name": "app", "image": "web:v2"})),
-            )
+            .patch("web", &params, &overlay(json!({"name": "app", "image": "web:v2"})))
             .await
             .unwrap();
         let container = &out.spec.template.spec.as_ref().unwrap().containers[0];
@@ -180,11 +145,7 @@ fn a_strategic_dry_run_answers_and_stores_nothing_and_strict_names_unknown_field
             "defaults are filled in"
         );
         let refusal = api
-            .patch(
-                "web",
-                &params,
-                &overlay(json!({"name": "app", "imge": "x"})),
-            )
+            .patch("web", &params, &overlay(json!({"name": "app", "imge": "x"})))
             .await
             .unwrap_err()
             .to_string();
@@ -227,10 +188,7 @@ fn status_and_spec_are_written_apart() {
             .patch_status("r", &PatchParams::default(), &Patch::Merge(&both))
             .await
             .unwrap();
-        assert_eq!(
-            after.data,
-            json!({"spec": {"a": 1}, "status": {"phase": "Ready"}})
-        );
+        assert_eq!(after.data, json!({"spec": {"a": 1}, "status": {"phase": "Ready"}}));
         assert_eq!(after.metadata.generation, Some(1));
         let after = api
             .patch(
@@ -240,17 +198,10 @@ fn status_and_spec_are_written_apart() {
             )
             .await
             .unwrap();
-        assert_eq!(
-            after.data,
-            json!({"spec": {"a": 2}, "status": {"phase": "Ready"}})
-        );
+        assert_eq!(after.data, json!({"spec": {"a": 2}, "status": {"phase": "Ready"}}));
         assert_eq!(after.metadata.generation, Some(2));
         assert_eq!(
-            code(
-                api.patch("r", &PatchParams::default(), &Patch::Strategic(both))
-                    .await
-            )
-            .0,
+            code(api.patch("r", &PatchParams::default(), &Patch::Strategic(both)).await).0,
             415
         );
     });
@@ -263,36 +214,20 @@ fn an_object_with_finalizers_goes_when_the_last_is_taken_off() {
         let mut object = config_map("a");
         object.metadata.finalizers = Some(vec!["x/y".into()]);
         api.create(&PostParams::default(), &object).await.unwrap();
-        assert!(
-            api.delete("a", &DeleteParams::default())
-                .await
-                .unwrap()
-                .is_left()
-        );
-        assert!(
-            api.get("a")
-                .await
-                .unwrap()
-                .metadata
-                .deletion_timestamp
-                .is_some()
-        );
+        assert!(api.delete("a", &DeleteParams::default()).await.unwrap().is_left());
+        assert!(api.get("a").await.unwrap().metadata.deletion_timestamp.is_some());
         assert_eq!(
             code(api.create(&PostParams::default(), &object).await),
             (409, "AlreadyExists".into())
         );
         let patch = Patch::Json::<()>(serde_json::from_value(json!([{"op": "test", "path": "/metadata/finalizers/0", "value": "x/y"}, {"op": "remove", "path": "/metadata/finalizers/0"}])).unwrap());
-        api.patch("a", &PatchParams::default(), &patch)
-            .await
-            .unwrap();
+        api.patch("a", &PatchParams::default(), &patch).await.unwrap();
         assert_eq!(code(api.get("a").await), (404, "NotFound".into()));
         let foreground = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Foreground),
             ..Default::default()
         };
-        api.create(&PostParams::default(), &config_map("b"))
-            .await
-            .unwrap();
+        api.create(&PostParams::default(), &config_map("b")).await.unwrap();
         assert!(
             api.delete("b", &foreground).await.unwrap().is_left(),
             "waits for the garbage collector"
@@ -305,11 +240,12 @@ fn a_watch_replays_from_its_version_and_follows_objects_in_and_out_of_its_select
     with_server(|server| async move {
         let api: Api<ConfigMap> = Api::default_namespaced(server.client());
         let key = Key::new("", "configmaps", "default", "a");
-        server.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"app": "no"}}})).unwrap();
-        let list = api
-            .list(&ListParams::default().labels("app in (yes)"))
-            .await
+        server
+            .create(
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"app": "no"}}}),
+            )
             .unwrap();
+        let list = api.list(&ListParams::default().labels("app in (yes)")).await.unwrap();
         assert!(list.items.is_empty());
         for (label, value) in [("yes", 1), ("yes", 2), ("no", 3), ("yes", 4)] {
             server.edit(&key, |o| {
@@ -324,13 +260,7 @@ fn a_watch_replays_from_its_version_and_follows_objects_in_and_out_of_its_select
         server.delete(&key, &DeleteOptions::default()).unwrap();
         let from = list.metadata.resource_version.unwrap();
         let params = WatchParams::default().labels("app in (yes)").timeout(130);
-        let events: Vec<_> = api
-            .watch(&params, &from)
-            .await
-            .unwrap()
-            .try_collect()
-            .await
-            .unwrap();
+        let events: Vec<_> = api.watch(&params, &from).await.unwrap().try_collect().await.unwrap();
         let seen: Vec<String> = events
             .iter()
             .map(|e| match e {
@@ -355,13 +285,7 @@ fn a_watch_replays_from_its_version_and_follows_objects_in_and_out_of_its_select
         );
         assert_eq!(server.clock().elapsed(), Duration::from_secs(130));
         server.with(|s| s.compact(s.version()));
-        let events: Vec<_> = api
-            .watch(&params, &from)
-            .await
-            .unwrap()
-            .try_collect()
-            .await
-            .unwrap();
+        let events: Vec<_> = api.watch(&params, &from).await.unwrap().try_collect().await.unwrap();
         assert!(matches!(&events[..], [WatchEvent::Error(e)] if e.code == 410));
     });
 }
@@ -429,32 +353,19 @@ fn an_interceptor_can_refuse_lose_delay_and_kill() {
         server.intercept(Script);
         let server = server.named("operator-1");
         let api: Api<ConfigMap> = Api::default_namespaced(server.client());
-        let exists = |name: &str| {
-            server
-                .get(&Key::new("", "configmaps", "default", name))
-                .is_some()
-        };
+        let exists = |name: &str| server.get(&Key::new("", "configmaps", "default", name)).is_some();
         let post = PostParams::default();
         assert_eq!(code(api.create(&post, &config_map("refused")).await).0, 429);
-        assert_eq!(
-            code(api.create(&post, &config_map("ambiguous")).await).0,
-            500
-        );
+        assert_eq!(code(api.create(&post, &config_map("ambiguous")).await).0, 500);
         assert!(!exists("refused") && exists("ambiguous"));
         assert!(
-            tokio::time::timeout(
-                Duration::from_secs(1),
-                api.create(&post, &config_map("late"))
-            )
-            .await
-            .is_err()
+            tokio::time::timeout(Duration::from_secs(1), api.create(&post, &config_map("late")))
+                .await
+                .is_err()
         );
         assert!(!exists("late"));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert!(
-            exists("late"),
-            "a request in flight arrives though its client has gone"
-        );
+        assert!(exists("late"), "a request in flight arrives though its client has gone");
         for (name, stored) in [("dies-before", false), ("dies-after", true)] {
             let object = config_map(name);
             tokio::select! { biased; _ = api.create(&post, &object) => panic!("answered"), () = server.crashed("operator-1") => {} }
@@ -470,7 +381,9 @@ fn a_real_controller_reconciles_requeues_and_hears_of_what_it_owns() {
         runtime().unwrap().block_on(async {
             fastrand::seed(1);
             let server = ApiServer::new(VirtualClock::new(), 1);
-            server.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})).unwrap();
+            server
+                .create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}))
+                .unwrap();
             let owner = server.get(&Key::new("", "configmaps", "default", "a")).unwrap();
             let client = server.client();
             let trace = Arc::new(Mutex::new(Vec::new()));
@@ -480,19 +393,32 @@ fn a_real_controller_reconciles_requeues_and_hears_of_what_it_owns() {
                 async move {
                     lock(&seen).push((clock.elapsed(), object.resource_version()));
                     let api: Api<ConfigMap> = Api::default_namespaced((*client).clone());
-                    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": object.resource_version()}, "data": {"seen": "yes"}}));
+                    let patch = Patch::Merge(
+                        json!({"metadata": {"resourceVersion": object.resource_version()}, "data": {"seen": "yes"}}),
+                    );
                     api.patch("a", &PatchParams::default(), &patch).await?;
                     Ok::<_, kube::Error>(Action::requeue(Duration::from_secs(300)))
                 }
             };
             let controller = Controller::new(Api::<ConfigMap>::all(client.clone()), watcher::Config::default())
-                .owns(Api::<Deployment>::default_namespaced(client.clone()), watcher::Config::default())
-                .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), Arc::new(client))
+                .owns(
+                    Api::<Deployment>::default_namespaced(client.clone()),
+                    watcher::Config::default(),
+                )
+                .run(
+                    reconcile,
+                    |_, _, _| Action::requeue(Duration::from_secs(5)),
+                    Arc::new(client),
+                )
                 .for_each(|_| std::future::ready(()));
             let drive = async {
                 tokio::time::sleep(Duration::from_secs(100)).await;
                 let mut owned = web();
-                set(&mut owned, "/metadata/ownerReferences", json!([crate::rehearse::actors::deployment::owner_reference(&owner)]));
+                set(
+                    &mut owned,
+                    "/metadata/ownerReferences",
+                    json!([crate::rehearse::actors::deployment::owner_reference(&owner)]),
+                );
                 server.create(owned).unwrap();
                 tokio::time::sleep(Duration::from_secs(3600)).await;
             };

@@ -32,9 +32,7 @@ pub fn check(key: &Key, object: &Value, old: Option<&Value>) -> Result<(), ApiEr
             return Err(invalid(
                 key,
                 kind,
-                &format!(
-                    "metadata.labels: Invalid value: {value}: label {label} must be no more than 63 characters"
-                ),
+                &format!("metadata.labels: Invalid value: {value}: label {label} must be no more than 63 characters"),
             ));
         }
     }
@@ -60,9 +58,7 @@ fn deployment(key: &Key, object: &Value, old: Option<&Value>) -> Result<(), ApiE
         ));
     }
     let labels = map(object, "/spec/template/metadata/labels");
-    if map(selector, "/matchLabels").is_none_or(|m| m.is_empty())
-        && items(selector, "/matchExpressions").is_empty()
-    {
+    if map(selector, "/matchLabels").is_none_or(|m| m.is_empty()) && items(selector, "/matchExpressions").is_empty() {
         return Err(invalid(key, "Deployment", "spec.selector: Required value"));
     }
     if !label_selector_matches(selector, labels) {
@@ -112,11 +108,7 @@ pub fn schema(resource: &Resource, object: &Value, strict: bool) -> Result<(), A
     }
 }
 
-fn typed<T: DeserializeOwned + Serialize>(
-    kind: &str,
-    object: &Value,
-    strict: bool,
-) -> Result<(), ApiError> {
+fn typed<T: DeserializeOwned + Serialize>(kind: &str, object: &Value, strict: bool) -> Result<(), ApiError> {
     let cannot = |why: String| {
         bad_request(&format!(
             "{kind} in version \"v1\" cannot be handled as a {kind}: {why}"
@@ -131,10 +123,7 @@ fn typed<T: DeserializeOwned + Serialize>(
     if unknown.is_empty() {
         return Ok(());
     }
-    let fields: Vec<_> = unknown
-        .iter()
-        .map(|f| format!("unknown field {f:?}"))
-        .collect();
+    let fields: Vec<_> = unknown.iter().map(|f| format!("unknown field {f:?}")).collect();
     Err(bad_request(&format!(
         "{kind} in version \"v1\" cannot be handled as a {kind}: strict decoding error: {}",
         fields.join(", ")

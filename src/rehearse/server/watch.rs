@@ -28,11 +28,7 @@ struct Watch {
 }
 
 /// The body of the answer to a watch.
-pub fn lines(
-    server: ApiServer,
-    call: Call,
-    selector: Selector,
-) -> impl Stream<Item = Bytes> + Send + 'static {
+pub fn lines(server: ApiServer, call: Call, selector: Selector) -> impl Stream<Item = Bytes> + Send + 'static {
     let now = Instant::now();
     let changed = server.changed();
     let seconds: Option<u64> = call.parameter("timeoutSeconds").parse().ok();
@@ -61,12 +57,9 @@ pub fn lines(
 impl Watch {
     /// Without a version, a watch begins with what exists.
     fn begin_with_everything(&mut self) {
-        let (objects, version) = self.server.with(|s| {
-            (
-                s.list(&self.call.resource, &self.call.namespace),
-                s.version(),
-            )
-        });
+        let (objects, version) = self
+            .server
+            .with(|s| (s.list(&self.call.resource, &self.call.namespace), s.version()));
         for (_, object) in objects.iter().filter(|(_, o)| self.selector.matches(o)) {
             let line = self.line("ADDED", object);
             self.ready.push_back(line);
@@ -105,23 +98,16 @@ impl Watch {
     async fn take(&mut self, version: &Arc<Version>) {
         self.seen = version.resource_version;
         let namespace = &self.call.namespace;
-        if version.key.resource != self.call.resource
-            || !(namespace.is_empty() || *namespace == version.key.namespace)
+        if version.key.resource != self.call.resource || !(namespace.is_empty() || *namespace == version.key.namespace)
         {
             return;
         }
-        let before = version
-            .previous
-            .as_ref()
-            .filter(|o| self.selector.matches(o));
-        let now = Some(&version.object)
-            .filter(|o| version.change != ChangeKind::Deleted && self.selector.matches(o));
+        let before = version.previous.as_ref().filter(|o| self.selector.matches(o));
+        let now = Some(&version.object).filter(|o| version.change != ChangeKind::Deleted && self.selector.matches(o));
         let line = match (before, now) {
             (None, Some(object)) => self.line("ADDED", object),
             (Some(_), Some(object)) => self.line("MODIFIED", object),
-            (Some(_), None) if version.change == ChangeKind::Deleted => {
-                self.line("DELETED", &version.object)
-            }
+            (Some(_), None) if version.change == ChangeKind::Deleted => self.line("DELETED", &version.object),
             (Some(old), None) => {
                 // It stopped matching: a deletion of what was, at the version of the change.
                 let mut last = (**old).clone();
@@ -144,10 +130,7 @@ impl Watch {
             EventFate::Cut => self.over = true,
             EventFate::Gone => {
                 self.over = true;
-                let gone = error::body(&error::expired(
-                    version.resource_version,
-                    version.resource_version,
-                ));
+                let gone = error::body(&error::expired(version.resource_version, version.resource_version));
                 self.ready.push_back(self::line("ERROR", &gone));
             }
         }
