@@ -106,7 +106,7 @@ impl FromStr for Weight {
 
 impl Serialize for Weight {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0 % Self::SCALE == 0 {
+        if self.0.is_multiple_of(Self::SCALE) {
             serializer.serialize_u32(self.0 / Self::SCALE)
         } else {
             serializer.collect_str(self)

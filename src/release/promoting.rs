@@ -161,7 +161,8 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     let name = stable.name.clone();
     let drained = rollout.drained_since.is_some();
-    if !drained && !(stable.rolled_out() && draft.ready(&rollout.service) > 0) {
+    let back = stable.rolled_out() && draft.ready(&rollout.service) > 0;
+    if !drained && !back {
         rollout.stable_since = None;
         let left = draft.deadline(&rollout);
         let deadline = draft.seen.release.spec.progress_deadline;
