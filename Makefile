@@ -1,0 +1,74 @@
+# What people run. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+CACHE := $(or $(CANARY_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/canary-operator)
+CLUSTER_TOOL := tests/cluster/cluster
+# A fresh clone shares what the last one compiled.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(CACHE)/cargo-target
+endif
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+OPERATOR_IMAGE ?= localhost/canary-operator:e2e
+export OPERATOR_IMAGE
+
+## For users
+
+.PHONY: help
+help: ## List what there is to run
+	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: ## Show a release on a real cluster (CLUSTER=current takes yours); simulated where no cluster can run
+	@tests/demo
+
+.PHONY: test
+test: check unit e2e ## Everything: formatting, lints, unit tests, simulation, real cluster
+
+## Parts of the test
+
+.PHONY: check
+check: ## Formatting, lints, generated files
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- --deny warnings
+	cargo run --quiet --locked -- crd | diff -u crds/canaryreleases.yaml - || { echo "crds/ is out of date: run make generate" >&2; exit 1; }
+	diff -u crds/canaryreleases.yaml charts/canary-operator/files/canaryreleases.yaml || { echo "the chart's CRD is out of date: run make generate" >&2; exit 1; }
+
+.PHONY: unit
+unit: ## Unit tests and the simulation
+	cargo test --workspace --exclude canary-e2e --locked
+	cargo test --package canary-e2e --lib --bins --locked
+
+.PHONY: e2e
+e2e: ## The real cluster: chart, manifests, every scenario
+	@tests/on-cluster
+
+## For developers
+
+.PHONY: generate
+generate: ## Write crds/, the chart's CRD and manifests/install.yaml anew (starts the test cluster, for its Helm)
+	cargo run --quiet -- crd > crds/canaryreleases.yaml
+	mkdir -p charts/canary-operator/files
+	cp crds/canaryreleases.yaml charts/canary-operator/files/canaryreleases.yaml
+	$(CLUSTER_TOOL) up
+	eval "$$($(CLUSTER_TOOL) env)" && charts/render-manifests
+
+.PHONY: image
+image: ## Build the operator and load its image into the test cluster
+	cargo build --release --locked --bin canary-operator
+	$(CLUSTER_TOOL) app-image "$$(realpath $(TARGET))/release/canary-operator" "$${OPERATOR_IMAGE##*:}"
+
+.PHONY: cluster-up
+cluster-up: ## Start the test cluster
+	@$(CLUSTER_TOOL) up
+
+.PHONY: cluster-down
+cluster-down: ## Stop the test cluster; nothing is left behind
+	@$(CLUSTER_TOOL) down
+
+.PHONY: clean
+clean: cluster-down ## Stop the test cluster and remove what cargo built here
+	cargo clean
