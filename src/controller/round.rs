@@ -108,15 +108,17 @@ fn remember(context: &Context, namespace: &str, before: Option<String>, written:
     written
 }
 
-/// Whether a status is worth a write. The count of ready pods alone is not: it is told with the next change.
+/// Whether a status is worth a write. The count of pods alone is not: it is told with the next change.
 fn differs(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool {
     let still = |status: &CanaryReleaseStatus| {
         let mut status = status.clone();
-        if let Some(pods) = &mut status.canary_pods {
-            pods.ready = 0;
-        }
-        // Times are stored to the second or the microsecond, as JSON has them.
-        serde_json::to_value(status).unwrap_or_default()
+        let failed = status
+            .canary_pods
+            .take()
+            .map(|pods| (pods.reason, pods.log))
+            .unwrap_or_default();
+        // Compared as stored: JSON has times to the second or the microsecond.
+        (serde_json::to_value(status).unwrap_or_default(), failed)
     };
     old.is_none_or(|old| still(old) != still(new))
 }
