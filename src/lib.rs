@@ -4,3 +4,10 @@
 //! [`cluster`] applies the writes that were decided, and the status is written last.
 
 pub mod api;
+pub mod cluster;
+pub mod controller;
+pub mod observe;
+pub mod release;
+pub mod render;
+pub mod routing;
+pub mod telemetry;

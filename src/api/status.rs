@@ -44,6 +44,7 @@ pub struct CanaryReleaseStatus {
     pub rollout: Option<Rollout>,
     /// The last ten releases, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
     pub history: Vec<HistoryEntry>,
     /// `Ready`, `Reconciling`, `Stalled` as kstatus reads them, and one for each thing that must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,6 +97,8 @@ pub struct Rollout {
     pub intent: String,
     /// What is being done.
     pub stage: Stage,
+    /// Hash of the schedule that `step` counts in.
+    pub schedule: String,
     /// Number of the step in force, from 1; 0 while the canary Ingress carries weight 0 before the first.
     #[serde(default)]
     pub step: u32,
@@ -122,6 +125,7 @@ pub struct Rollout {
     pub exposed: bool,
     /// The weights reached so far, and when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
     pub reached: Vec<Reached>,
     /// How it ends or ended, once that is decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -208,6 +212,7 @@ pub struct HistoryEntry {
     pub ended_at: Time,
     /// The weights that were in force, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
     pub reached: Vec<Reached>,
 }
 
@@ -223,8 +228,6 @@ pub mod conditions {
     pub const PREFLIGHT_PASSED: &str = "PreflightPassed";
     /// Version 2's pods are ready.
     pub const CANARY_AVAILABLE: &str = "CanaryAvailable";
-    /// The weight in force has had its time to reach every controller.
-    pub const WEIGHT_LIVE: &str = "WeightLive";
     /// Version 2 has taken version 1's place.
     pub const PROMOTED: &str = "Promoted";
     /// Version 2 was taken back; sticky until the spec asks for another version.

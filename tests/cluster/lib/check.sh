@@ -56,23 +56,22 @@ check_machine() {
 		mount -t tmpfs tmpfs /mnt && echo 1 > /proc/sys/net/ipv4/ip_forward' 2>/dev/null ||
 		die_prerequisite "mounts and network settings are refused inside new namespaces: run it on a machine of its own or in a privileged container."
 	if command -v ip >/dev/null; then
-		unshare --net sh -c 'ip link add b0 type bridge' 2>/dev/null ||
-			die_prerequisite "the kernel has no network bridges: load the module 'bridge'."
+		unshare --net sh -c 'ip link add b0 type bridge && ip link add v0 type veth peer name v1' 2>/dev/null ||
+			die_prerequisite "the kernel has no network bridges or no veth devices: load the modules 'bridge' and 'veth'."
 	fi
 	if command -v iptables >/dev/null; then
 		unshare --net iptables -t nat -L -n >/dev/null 2>&1 ||
 			die_prerequisite "the kernel has no NAT tables for iptables: load the modules 'ip_tables' and 'iptable_nat', or 'nf_tables'."
 	fi
 
-	local folder
-	folder=$(cgroup_folders | head -n 1)
+	# The first one alone; a pipe to `head` may end in a broken pipe.
+	local folder=
+	read -r folder < <(cgroup_folders) || true
 	[[ -n $folder ]] ||
 		die_prerequisite "no cgroups are mounted below /sys/fs/cgroup: mount them."
-	if [[ ! -d $folder ]]; then
-		mkdir "$folder.check" 2>/dev/null ||
-			die_prerequisite "cgroups cannot be made in ${folder%/*}: run it on a machine of its own or in a privileged container with writable cgroups."
-		rmdir "$folder.check"
-	fi
+	mkdir "$folder.check" 2>/dev/null ||
+		die_prerequisite "cgroups cannot be made in ${folder%/*}: run it on a machine of its own or in a privileged container with writable cgroups."
+	rmdir "$folder.check"
 
 	local missing
 	missing=$(missing_packages | paste -sd ' ')

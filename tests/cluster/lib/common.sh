@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # most of these names are for the files that source this one
 # Names, paths and small helpers shared by every part of the rig.
 
 readonly EXIT_FAILURE=1
@@ -17,6 +18,9 @@ readonly SERVICE_CIDR=10.96.0.0/16
 readonly API_SERVICE_IP=10.96.0.1
 readonly DNS_IP=10.96.0.10
 readonly INGRESS_IP=10.96.0.80
+
+# The cache folder of each part, by the part's name; see find_parts.
+declare -gA PART_DIR=()
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -72,7 +76,7 @@ cgroup_folders() {
 		return
 	fi
 	while read -r _ mount _; do
-		[[ $mount == /sys/fs/cgroup/* ]] && echo "$mount/$name"
+		[[ $mount != /sys/fs/cgroup/* ]] || echo "$mount/$name"
 	done < <(grep -E '^[^ ]+ [^ ]+ cgroup2? ' /proc/mounts)
 }
 

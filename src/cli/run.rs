@@ -1,0 +1,107 @@
+//! `canary-operator run`
+
+use canary_operator::{
+    api::Duration,
+    cluster::{SystemClock, connect},
+    controller::{self, Settings},
+    routing::IngressNginx,
+    telemetry::{Metrics, ServeError, serve},
+};
+use clap::{Args, ValueEnum};
+use futures::{FutureExt, future};
+use kube::Config;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Args)]
+pub struct Options {
+    /// Address for /metrics, /healthz and /readyz.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Namespace to watch; may be given several times. All when omitted.
+    #[arg(long = "watch-namespace", value_name = "NAMESPACE")]
+    watch_namespaces: Vec<String>,
+    /// How long a written weight takes to reach every ingress-nginx controller: its sync rate limit allows 3.3 s, its workers poll for another.
+    #[arg(long, default_value = "6s")]
+    settle: Duration,
+    /// Prefix of the annotations that ingress-nginx reads (its --annotations-prefix).
+    #[arg(long, default_value = "nginx.ingress.kubernetes.io")]
+    annotations_prefix: String,
+    /// What to log: a level, or directives such as info,kube=debug.
+    #[arg(long, default_value = "info")]
+    log_level: String,
+    /// How to log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Name of this process in events.
+    #[arg(long, env = "POD_NAME", default_value = "canary-operator")]
+    instance: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why the operator did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("--log-level {0:?} is not a level nor a list of directives: {1}")]
+    LogLevel(String, tracing_subscriber::filter::ParseError),
+    #[error("no cluster: {0}; run in a Pod with a ServiceAccount, or set KUBECONFIG")]
+    Cluster(#[from] kube::config::InferConfigError),
+    #[error("the cluster's configuration cannot be used: {0}")]
+    Client(#[from] kube::Error),
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("the asynchronous runtime cannot start: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Runs until SIGTERM or Ctrl-C; rounds in flight are finished.
+pub fn run(options: Options) -> Result<(), RunError> {
+    let filter = EnvFilter::try_new(&options.log_level).map_err(|error| RunError::LogLevel(options.log_level.clone(), error))?;
+    match options.log_format {
+        LogFormat::Text => tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init(),
+        LogFormat::Json => tracing_subscriber::fmt().json().with_env_filter(filter).init(),
+    }
+    // One thread does: a round computes for microseconds and otherwise waits for the API server.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(operate(options))
+}
+
+async fn operate(options: Options) -> Result<(), RunError> {
+    let metrics = Metrics::new()?;
+    let client = connect(Config::infer().await?, &metrics.api)?;
+    let settings = Settings {
+        client,
+        clock: Arc::new(SystemClock),
+        routing: Arc::new(IngressNginx { prefix: options.annotations_prefix }),
+        settle: options.settle.get(),
+        instance: options.instance,
+        metrics: metrics.clone(),
+    };
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = async move {
+        let _ = future::select(Box::pin(terminate.recv()), Box::pin(interrupt.recv())).await;
+        tracing::info!("stopping; traffic stays where it is");
+    }
+    .shared();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settle = %options.settle, namespaces = ?options.watch_namespaces, "starting");
+    let scopes: Vec<Option<String>> = match options.watch_namespaces.as_slice() {
+        [] => vec![None],
+        names => names.iter().cloned().map(Some).collect(),
+    };
+    let controllers = scopes.into_iter().map(|namespace| {
+        let (settings, shutdown) = (settings.clone(), shutdown.clone());
+        async move { controller::run(settings, namespace.as_deref(), shutdown).await }
+    });
+    tokio::select! {
+        ended = serve(options.listen, metrics) => Ok(ended?),
+        _ = future::join_all(controllers) => Ok(()),
+    }
+}

@@ -1,0 +1,206 @@
+//! A client whose every call is counted and bounded.
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use kube::{
+    Client, Config,
+    client::{Body, ClientBuilder},
+};
+use prometheus::{IntCounterVec, Opts, Registry};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+use tower::{BoxError, Layer, Service};
+
+/// No call takes longer. kube's own retries are off: they would block one call for up to six minutes.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The API server answered with an error, or could not be reached.
+    #[error("{}", describe(.0))]
+    Kube(#[from] kube::Error),
+    /// No answer in time; whether it was applied is unknown.
+    #[error("the API server did not answer within {CALL_DEADLINE:?}")]
+    Deadline,
+}
+
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
+}
+
+impl CallError {
+    /// The object changed since it was read, or is not what was decided on: look again at once.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() || status.is_not_found())
+    }
+
+    /// The API server refuses what was sent, so that sending it again is of no use.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => Some(status.message.clone()),
+            _ => None,
+        }
+    }
+
+    /// The operator may not do this.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 403)
+    }
+}
+
+/// Bounds a call by [`CALL_DEADLINE`].
+///
+/// # Errors
+/// What the call says, or that it took too long.
+pub async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CallError::Deadline),
+    }
+}
+
+/// Counts requests to the API server.
+#[derive(Clone, Debug)]
+pub struct ApiMetrics {
+    requests: IntCounterVec,
+}
+
+impl ApiMetrics {
+    /// Registers `canary_operator_api_requests_total{verb,resource,code}`.
+    ///
+    /// # Errors
+    /// Where the registry has it already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let opts = Opts::new("canary_operator_api_requests_total", "Requests to the Kubernetes API server.");
+        let requests = IntCounterVec::new(opts, &["verb", "resource", "code"])?;
+        registry.register(Box::new(requests.clone()))?;
+        Ok(Self { requests })
+    }
+}
+
+/// Puts counting and deadlines around any transport.
+#[derive(Clone, Debug)]
+pub struct Metered {
+    /// Where calls are counted.
+    pub metrics: ApiMetrics,
+}
+
+impl<S> Layer<S> for Metered {
+    type Service = MeteredService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        MeteredService { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// See [`Metered`].
+#[derive(Clone, Debug)]
+pub struct MeteredService<S> {
+    inner: S,
+    metrics: ApiMetrics,
+}
+
+impl<S, B> Service<Request<Body>> for MeteredService<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (verb, resource) = label(&request);
+        let metrics = self.metrics.clone();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            // Lists of the watchers come through here alone: nothing above bounds them.
+            let outcome = tokio::time::timeout(CALL_DEADLINE, answer).await;
+            let (code, outcome) = match outcome {
+                Ok(Ok(response)) => (response.status().as_str().to_owned(), Ok(response)),
+                Ok(Err(error)) => ("error".to_owned(), Err(error.into())),
+                Err(elapsed) => ("timeout".to_owned(), Err(elapsed.into())),
+            };
+            metrics.requests.with_label_values(&[verb, resource.as_str(), code.as_str()]).inc();
+            outcome
+        })
+    }
+}
+
+/// Verb and resource of a request, of a bounded set: never a name.
+fn label(request: &Request<Body>) -> (&'static str, String) {
+    let path = request.uri().path();
+    let query = request.uri().query().unwrap_or_default();
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let rest = match parts.as_slice() {
+        ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
+        _ => &[],
+    };
+    let rest = match rest {
+        ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
+        rest => rest,
+    };
+    let (resource, named) = match rest {
+        [resource] => ((*resource).to_owned(), false),
+        [resource, _] => ((*resource).to_owned(), true),
+        [resource, _, sub, ..] => (format!("{resource}/{sub}"), true),
+        [] => ("other".to_owned(), false),
+    };
+    let watch = query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1");
+    let verb = match *request.method() {
+        Method::GET if watch => "watch",
+        Method::GET if named => "get",
+        Method::GET => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "other",
+    };
+    (verb, resource)
+}
+
+/// A client for a real cluster.
+///
+/// # Errors
+/// Where the configuration cannot be used, such as an unreadable CA file.
+pub fn connect(mut config: Config, metrics: &ApiMetrics) -> kube::Result<Client> {
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Metered { metrics: metrics.clone() }).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_labelled_by_verb_and_resource_and_never_by_name() {
+        for (method, uri, expected) in [
+            (Method::GET, "/apis/canary-operator.dev/v1alpha1/canaryreleases?watch=true", ("watch", "canaryreleases")),
+            (Method::GET, "/api/v1/namespaces/shop/pods?limit=500", ("list", "pods")),
+            (Method::GET, "/api/v1/namespaces/shop/pods/web-1/log?tailLines=20", ("get", "pods/log")),
+            (Method::PATCH, "/apis/apps/v1/namespaces/shop/deployments/web?dryRun=All", ("patch", "deployments")),
+            (Method::PUT, "/apis/canary-operator.dev/v1alpha1/namespaces/shop/canaryreleases/web/status", ("update", "canaryreleases/status")),
+            (Method::GET, "/version", ("list", "other")),
+        ] {
+            let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
+            let (verb, resource) = label(&request);
+            assert_eq!((verb, resource.as_str()), expected);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What this process knows about releases beyond what the watch has shown. Losing it costs nothing but a request.
+
+use crate::api::CanaryRelease;
+use kube::ResourceExt;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// By namespace and name.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<BTreeMap<(String, String), Entry>>);
+
+#[derive(Default)]
+struct Entry {
+    /// Version that our write replaced, and what it left: newer than the cache while that still shows the former.
+    written: Option<(Option<String>, Arc<CanaryRelease>)>,
+    failures: u32,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.written.is_none() && self.failures == 0
+    }
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.lock();
+        let key = (namespace.to_owned(), name.to_owned());
+        let entry = entries.entry(key.clone()).or_default();
+        let outcome = change(entry);
+        if entry.is_empty() {
+            entries.remove(&key);
+        }
+        outcome
+    }
+
+    /// The release as cached, or as we left it where the cache is still behind our own write.
+    pub fn newest(&self, namespace: &str, cached: &CanaryRelease) -> Arc<CanaryRelease> {
+        self.change(namespace, &cached.name_any(), |entry| {
+            let behind = entry.written.take_if(|(before, _)| *before != cached.resource_version()).is_none();
+            match &entry.written {
+                Some((_, newer)) if behind => newer.clone(),
+                _ => Arc::new(cached.clone()),
+            }
+        })
+    }
+
+    /// Remembers what a write of ours left.
+    pub fn wrote(&self, namespace: &str, before: Option<String>, now: Arc<CanaryRelease>) {
+        self.change(namespace, &now.name_any(), |entry| {
+            // Two writes in a row: the cache may still show what was before the first.
+            let before = entry.written.take().map_or(before, |(first, _)| first);
+            entry.written = Some((before, now.clone()));
+        });
+    }
+
+    /// Counts a failed round; returns how many there were in a row before it.
+    pub fn failed(&self, namespace: &str, name: &str) -> u32 {
+        self.change(namespace, name, |entry| {
+            let before = entry.failures;
+            entry.failures = before.saturating_add(1);
+            before
+        })
+    }
+
+    /// A round went through.
+    pub fn succeeded(&self, namespace: &str, name: &str) {
+        self.change(namespace, name, |entry| entry.failures = 0);
+    }
+}

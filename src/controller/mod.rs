@@ -1,0 +1,164 @@
+//! Drives releases: observe, decide, apply, status. No decision is made here.
+
+mod memory;
+mod report;
+mod round;
+
+use crate::{
+    api::CanaryRelease,
+    cluster::{CallError, Clock},
+    observe::Views,
+    release::at_rest,
+    routing::Routing,
+    telemetry::Metrics,
+};
+use futures::{FutureExt, StreamExt, channel::mpsc};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        Controller,
+        controller::{self, Action},
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
+};
+use memory::Memory;
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+/// A `CanaryRelease`, or why it does not decode: one that does not must not keep the others from being seen.
+type Guarded = DeserializeGuard<CanaryRelease>;
+
+/// First and longest pause after a failed round.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A conflict means that the watch is about to show something newer.
+const AFTER_CONFLICT: Duration = Duration::from_millis(300);
+/// How often the watched namespaces are checked for releases that are gone.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// What a controller runs with.
+#[derive(Clone)]
+pub struct Settings {
+    /// The API server.
+    pub client: Client,
+    /// Wall-clock time.
+    pub clock: Arc<dyn Clock>,
+    /// How the traffic backend is told.
+    pub routing: Arc<dyn Routing>,
+    /// How long a written weight takes to reach every controller.
+    pub settle: Duration,
+    /// Name of this process in events.
+    pub instance: String,
+    /// Where it counts.
+    pub metrics: Metrics,
+}
+
+/// What rounds share.
+pub(crate) struct Context {
+    settings: Settings,
+    views: Views,
+    memory: Memory,
+    releases: Store<Guarded>,
+}
+
+/// Why a round ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RoundError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("the round panicked; this is a bug in the operator, and no other release is affected")]
+    Panicked,
+}
+
+/// Runs until `shutdown`, for one namespace or for all. Rounds in flight are finished.
+pub async fn run(settings: Settings, namespace: Option<&str>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let client = settings.client.clone();
+    let api: Api<Guarded> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let (wake, woken) = mpsc::unbounded();
+    // Lists are quorum reads: starting from the API server's cache would mean acting on the past.
+    let controller = Controller::new(api, watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(0))
+        .reconcile_on(woken)
+        .graceful_shutdown_on(shutdown);
+    let releases = controller.store();
+    let ready = settings.metrics.ready.clone();
+    let context = Arc::new(Context { views: Views::new(client, wake), memory: Memory::default(), releases: releases.clone(), settings });
+    let sweeper = context.clone();
+    let rounds = controller.run(reconcile, after_error, context).for_each(|outcome| {
+        if let Err(error) = outcome {
+            // Watch failures come out only here; a vanished object is not worth a line.
+            match error {
+                controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..) => tracing::debug!(%error, "round"),
+                error => tracing::warn!(%error, "CanaryReleases cannot be watched; retrying"),
+            }
+        }
+        futures::future::ready(())
+    });
+    let ready = async move {
+        if releases.wait_until_ready().await.is_ok() {
+            ready.mark();
+        }
+        std::future::pending::<()>().await;
+    };
+    let sweep = async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            sweeper.views.forget_missing(|namespace, name| sweeper.releases.get(&ObjectRef::new(name).within(namespace)).is_some());
+        }
+    };
+    tokio::select! {
+        biased;
+        () = rounds => {}
+        () = ready => {}
+        () = sweep => {}
+    }
+}
+
+async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, RoundError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let timer = context.settings.metrics.rounds.start_timer();
+    // A panic would unwind through the controller and stop every release.
+    let outcome = AssertUnwindSafe(one(&object, &context)).catch_unwind().await.unwrap_or(Err(RoundError::Panicked));
+    timer.observe_duration();
+    match &outcome {
+        Ok(_) => context.memory.succeeded(&namespace, &name),
+        Err(error) => {
+            tracing::warn!(namespace, name, %error, "round ended early");
+            context.settings.metrics.failed_rounds.inc();
+            report::failed(&context, &object, error).await;
+        }
+    }
+    outcome
+}
+
+async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> {
+    match &object.0 {
+        Ok(release) => {
+            let namespace = release.namespace().unwrap_or_default();
+            let release = context.memory.newest(&namespace, release);
+            if at_rest(&release) {
+                context.views.leave(&namespace, &release.name_any());
+                return Ok(Action::requeue(round::IDLE));
+            }
+            round::round(release, context).await
+        }
+        Err(invalid) => {
+            report::undecodable(context, object.meta(), &invalid.error).await?;
+            Ok(Action::requeue(round::IDLE))
+        }
+    }
+}
+
+fn after_error(object: Arc<Guarded>, error: &RoundError, context: Arc<Context>) -> Action {
+    match error {
+        RoundError::Call(call) if call.is_conflict() => Action::requeue(AFTER_CONFLICT),
+        _ => {
+            let failures = context.memory.failed(&object.namespace().unwrap_or_default(), &object.name_any());
+            let (first, longest) = BACKOFF;
+            Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
+        }
+    }
+}

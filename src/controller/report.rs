@@ -1,0 +1,86 @@
+//! What went wrong, told on the object itself.
+
+use super::{Context, Guarded, RoundError};
+use crate::{
+    api::{CanaryRelease, Phase, conditions as types, set_condition},
+    cluster::{CallError, bounded, object_ref, publish},
+    release::{Kind, Level, Note},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    Api, ResourceExt,
+    api::{DynamicObject, ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+/// Tells that a person is needed; once.
+pub(super) async fn stalled(context: &Context, release: &CanaryRelease, reason: &str, message: &str) -> Result<(), CallError> {
+    let known = release.status.as_ref().is_some_and(|s| s.phase == Some(Phase::Stalled) && s.message.as_deref() == Some(message));
+    if known {
+        return Ok(());
+    }
+    let namespace = release.namespace().unwrap_or_default();
+    let mut wanted = release.clone();
+    wanted.metadata.managed_fields = None;
+    let status = wanted.status.get_or_insert_default();
+    status.phase = Some(Phase::Stalled);
+    status.message = Some(message.to_owned());
+    status.next_advance_at = None;
+    for condition in failed_conditions(context, reason, message) {
+        set_condition(&mut status.conditions, condition);
+    }
+    let settings = &context.settings;
+    let api: Api<CanaryRelease> = Api::namespaced(settings.client.clone(), &namespace);
+    let written = bounded(api.replace_status(&release.name_any(), &PostParams::default(), &wanted)).await?;
+    context.memory.wrote(&namespace, release.resource_version(), written.into());
+    let note = Note { level: Level::Warning, reason: reason.to_owned(), message: message.to_owned() };
+    let _ = publish(&settings.client, release, &note, &settings.instance, settings.clock.now()).await;
+    Ok(())
+}
+
+fn failed_conditions(context: &Context, reason: &str, message: &str) -> [Condition; 3] {
+    let condition = |type_: &str, status: &str| Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        observed_generation: None,
+        last_transition_time: Time(context.settings.clock.now()),
+    };
+    [condition(types::READY, "False"), condition(types::RECONCILING, "False"), condition(types::STALLED, "True")]
+}
+
+/// A round that the API server refused: retrying alone does not mend it, so that it is told.
+pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundError) {
+    let (Ok(release), RoundError::Call(call)) = (&object.0, error) else { return };
+    let (reason, remedy) = match call {
+        call if call.is_forbidden() => ("Forbidden", "grant the operator this right (docs/install.md)"),
+        call if call.refusal().is_some() => ("Refused", "see the message of the API server"),
+        _ => return,
+    };
+    let release = context.memory.newest(&release.namespace().unwrap_or_default(), release);
+    let message = format!("{call}; the weight stays where it is and the operator tries again: {remedy}");
+    if let Err(error) = stalled(context, &release, reason, &message).await {
+        tracing::warn!(name = release.name_any(), %error, "status not written");
+    }
+}
+
+/// An object that does not decode: stored before the schema refused it, or written by a newer operator.
+pub(super) async fn undecodable(context: &Context, metadata: &ObjectMeta, error: &str) -> Result<(), CallError> {
+    let (namespace, name) = (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+    let settings = &context.settings;
+    let api: Api<DynamicObject> = Api::namespaced_with(settings.client.clone(), &namespace, &object_ref(Kind::CanaryRelease));
+    let Some(object) = bounded(api.get_opt(&name)).await? else { return Ok(()) };
+    let message = format!("this CanaryRelease cannot be read: {error}; correct the field named there");
+    if object.data.pointer("/status/message").and_then(Value::as_str) == Some(&message) {
+        return Ok(());
+    }
+    let conditions = failed_conditions(context, "InvalidObject", &message);
+    let patch = json!({
+        "metadata": {"resourceVersion": object.resource_version()},
+        "status": {"phase": Phase::Stalled, "message": message, "conditions": conditions},
+    });
+    bounded(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+    tracing::warn!(namespace, name, error, "CanaryRelease cannot be read");
+    Ok(())
+}

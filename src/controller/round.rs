@@ -1,0 +1,158 @@
+//! One round of one release.
+
+use super::{Context, RoundError, report};
+use crate::{
+    api::{CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
+    cluster::{Applied, CallError, bounded, perform, publish},
+    observe::{View, observe},
+    release::{Decision, Kind, Op, Write, at_rest, decide},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    runtime::controller::Action,
+};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+
+/// An idle look-in, in case an event was lost; costs no request.
+pub(super) const IDLE: Duration = Duration::from_secs(300);
+/// How long the first look at a namespace may take before it is looked at again; it wakes the round itself when done.
+const OPENING: Duration = Duration::from_secs(15);
+/// How often a namespace that may not be watched is tried again.
+const REFUSED: Duration = Duration::from_secs(30);
+
+pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Result<Action, RoundError> {
+    let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
+    let view = context.views.enter(&namespace, &name);
+    match view.ready() {
+        Ok(true) => {}
+        Ok(false) => return Ok(Action::requeue(OPENING)),
+        Err(why) => {
+            let message = format!("{why}; the weight stays where it is: grant the operator this right (docs/install.md), or correct the RoleBinding");
+            report::stalled(context, &release, "Forbidden", &message).await?;
+            return Ok(Action::requeue(REFUSED));
+        }
+    }
+    let settings = &context.settings;
+    let rivals = rivals(context, &release);
+    let seen = observe(&settings.client, release.clone(), &view, rivals).await?;
+    let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
+    let mut latest = release.clone();
+    for write in &decision.writes {
+        latest = apply(context, &view, &namespace, latest, write).await?;
+    }
+    if differs(latest.status.as_ref(), &decision.status) {
+        latest = write_status(context, &latest, &decision).await?;
+    }
+    if decision.release_finalizer && latest.finalizers().iter().any(|f| f == FINALIZER) {
+        latest = release_finalizer(context, &latest).await?;
+    }
+    settings.metrics.observe(&namespace, &name, &decision);
+    for note in &decision.notes {
+        tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
+        if let Err(error) = publish(&settings.client, &latest, note, &settings.instance, settings.clock.now()).await {
+            tracing::warn!(namespace, name, %error, "event not recorded");
+        }
+    }
+    if !decision.watching || at_rest(&latest) {
+        context.views.leave(&namespace, &name);
+    }
+    Ok(Action::requeue(decision.again))
+}
+
+/// Performs one write and remembers what it left, until the watch shows it.
+async fn apply(
+    context: &Context,
+    view: &View,
+    namespace: &str,
+    latest: Arc<CanaryRelease>,
+    write: &Write,
+) -> Result<Arc<CanaryRelease>, CallError> {
+    let before = match &write.op {
+        Op::Create(_) => None,
+        Op::Merge { version, .. } | Op::StrategicMerge { version, .. } => Some(version.clone()),
+        Op::Delete { version, .. } => version.clone().or_else(|| view.version(write.kind, &write.name)),
+    };
+    let outcome = perform(&context.settings.client, namespace, write).await;
+    context.settings.metrics.wrote(write.kind, outcome.as_ref().err());
+    tracing::info!(namespace, kind = ?write.kind, object = write.name, why = write.why, failed = outcome.as_ref().err().map(ToString::to_string), "write");
+    let now = match outcome? {
+        Applied::Stored(object) => Some(*object),
+        Applied::Deleted => None,
+    };
+    if write.kind != Kind::CanaryRelease {
+        view.wrote(write.kind, &write.name, before, now);
+        return Ok(latest);
+    }
+    let mut written = CanaryRelease::clone(&latest);
+    if let Some(object) = now {
+        written.metadata = object.metadata;
+    }
+    Ok(remember(context, namespace, before, written))
+}
+
+fn remember(context: &Context, namespace: &str, before: Option<String>, written: CanaryRelease) -> Arc<CanaryRelease> {
+    let written = Arc::new(written);
+    context.memory.wrote(namespace, before, written.clone());
+    written
+}
+
+/// Whether a status is worth a write. The count of ready pods alone is not: it is told with the next change.
+fn differs(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool {
+    let still = |status: &CanaryReleaseStatus| {
+        let mut status = status.clone();
+        if let Some(pods) = &mut status.canary_pods {
+            pods.ready = 0;
+        }
+        // Times are stored to the second or the microsecond, as JSON has them.
+        serde_json::to_value(status).unwrap_or_default()
+    };
+    old.is_none_or(|old| still(old) != still(new))
+}
+
+/// Replaces the status of exactly the version that was decided on.
+async fn write_status(context: &Context, latest: &CanaryRelease, decision: &Decision) -> Result<Arc<CanaryRelease>, CallError> {
+    let namespace = latest.namespace().unwrap_or_default();
+    let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
+    let mut wanted = latest.clone();
+    wanted.metadata.managed_fields = None;
+    wanted.status = Some(decision.status.clone());
+    let params = PostParams { field_manager: Some("canary-operator".to_owned()), ..Default::default() };
+    let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await?;
+    Ok(remember(context, &namespace, latest.resource_version(), written))
+}
+
+async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {
+    let namespace = latest.namespace().unwrap_or_default();
+    let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
+    let kept: Vec<_> = latest.finalizers().iter().filter(|f| *f != FINALIZER).collect();
+    let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": latest.resource_version()}});
+    let written = match bounded(api.patch(&latest.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await {
+        Ok(written) => written,
+        Err(CallError::Kube(kube::Error::Api(status))) if status.is_not_found() => latest.clone(),
+        Err(error) => return Err(error),
+    };
+    Ok(remember(context, &namespace, latest.resource_version(), written))
+}
+
+/// Other releases of the same Deployment that were there first: under way, or as new as this one but older.
+fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
+    let under_way = |other: &CanaryRelease| {
+        other.status.as_ref().and_then(|s| s.rollout.as_ref()).is_some_and(|rollout| rollout.stage != Stage::Ended)
+    };
+    if under_way(release) {
+        return Vec::new();
+    }
+    let age = |release: &CanaryRelease| (release.creation_timestamp(), release.name_any());
+    let rival = |other: &CanaryRelease| {
+        other.namespace() == release.namespace()
+            && other.uid() != release.uid()
+            && other.spec.target.deployment == release.spec.target.deployment
+            && (under_way(other) || (!at_rest(other) && age(other) < age(release)))
+    };
+    let all = context.releases.state();
+    let mut names: Vec<_> = all.iter().filter_map(|other| other.0.as_ref().ok()).filter(|other| rival(other)).map(ResourceExt::name_any).collect();
+    names.sort();
+    names
+}

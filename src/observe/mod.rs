@@ -1,0 +1,44 @@
+//! Everything that one round reads, each object with the resourceVersion it was read at.
+
+mod endpoints;
+mod pods;
+mod read;
+mod views;
+mod workload;
+
+pub use endpoints::ready;
+pub use pods::{Failure, failure, last_line};
+pub use read::observe;
+pub use views::{View, Views, Wake};
+pub use workload::{Workload, image, pod_labels, revision};
+
+use crate::api::CanaryRelease;
+use k8s_openapi::api::{core::v1::Service, networking::v1::Ingress};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What one round knows.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The release itself.
+    pub release: Arc<CanaryRelease>,
+    /// The target Deployment.
+    pub stable: Option<Workload>,
+    /// Every Service of the namespace.
+    pub services: Vec<Arc<Service>>,
+    /// Every Ingress of the namespace.
+    pub ingresses: Vec<Arc<Ingress>>,
+    /// Deployments that this release owns.
+    pub own_deployments: Vec<Workload>,
+    /// Deployments by name that exist in the namespace.
+    pub deployment_names: Vec<String>,
+    /// Ready endpoints by Service.
+    pub ready: BTreeMap<String, usize>,
+    /// A canary pod that fails in a way that waiting does not mend, with the last line of its log.
+    pub failure: Option<(Failure, Option<String>)>,
+    /// What the target Deployment would become with version 2's overlay, where this round may need it;
+    /// or why the API server refuses that.
+    pub merged: Option<Result<Value, String>>,
+    /// Other releases of this namespace with the same target Deployment that were there first.
+    pub rivals: Vec<String>,
+}

@@ -1,0 +1,127 @@
+//! One look at everything that concerns a release.
+
+use super::{Observed, Workload, endpoints, failure, last_line, views::View};
+use crate::{
+    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, Stage},
+    cluster::{CallError, bounded},
+    release::intent,
+    render::{owned_by, promotion_patch},
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, LogParams, Patch, PatchParams, ValidationDirective},
+};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Lines of a failed container's log that are asked for; the last that says something is told.
+const LOG_LINES: i64 = 20;
+
+/// Reads what one round needs: from the watches, and from the API server what no watch shows.
+///
+/// # Errors
+/// What the API server says to a call that this round cannot go without.
+pub async fn observe(client: &Client, release: Arc<CanaryRelease>, view: &View, rivals: Vec<String>) -> Result<Observed, CallError> {
+    let uid = release.uid().unwrap_or_default();
+    let deployments = view.deployments();
+    let stable = deployments.iter().find(|d| d.name_any() == release.spec.target.deployment).and_then(|d| read(d));
+    let own_deployments = deployments.iter().filter(|d| owned_by(d.meta(), &uid)).filter_map(|d| read(d)).collect();
+    let mut seen = Observed {
+        stable,
+        services: view.services(),
+        ingresses: view.ingresses(),
+        own_deployments,
+        deployment_names: deployments.iter().map(|d| d.name_any()).collect(),
+        ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
+        failure: None,
+        merged: None,
+        rivals,
+        release,
+    };
+    if let Some(found) = failed_pod(&seen.release, &view.pods()) {
+        let log = log_line(client, &seen.release, &found).await;
+        seen.failure = Some((found, log));
+    }
+    if needs_merge(&seen) {
+        seen.merged = merge(client, &seen).await?;
+    }
+    Ok(seen)
+}
+
+fn read(object: &DynamicObject) -> Option<Workload> {
+    Workload::read(object).inspect_err(|error| tracing::warn!(deployment = object.name_any(), %error, "Deployment cannot be read")).ok()
+}
+
+/// A failing pod of the current revision; its predecessors' dying pods do not count.
+fn failed_pod(release: &CanaryRelease, pods: &[Arc<Pod>]) -> Option<super::Failure> {
+    let status = release.status.as_ref()?;
+    let rollout = status.rollout.as_ref().filter(|r| !matches!(r.stage, Stage::Ended | Stage::RollingBack))?;
+    if rollout.intent != intent(&release.spec) {
+        return None;
+    }
+    let name = release.name_any();
+    let mine = |pod: &&Arc<Pod>| {
+        pod.labels().get(LABEL_RELEASE) == Some(&name)
+            && pod.labels().get(LABEL_REVISION) == status.revision.as_ref()
+            && pod.metadata.deletion_timestamp.is_none()
+    };
+    pods.iter().filter(mine).find_map(|pod| failure(pod))
+}
+
+/// The last line of the failed container's log; told where it can be had, never worth failing a round for.
+async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failure) -> Option<String> {
+    if !found.ran {
+        return None;
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &release.namespace().unwrap_or_default());
+    let params = LogParams {
+        container: Some(found.container.clone()),
+        previous: true,
+        tail_lines: Some(LOG_LINES),
+        limit_bytes: Some(16 * 1024),
+        ..Default::default()
+    };
+    match bounded(pods.logs(&found.pod, &params)).await {
+        Ok(log) => last_line(&log),
+        Err(error) => {
+            tracing::warn!(pod = found.pod, %error, "log of the failed container cannot be read");
+            None
+        }
+    }
+}
+
+/// Whether this round makes version 2's Deployment, for which the API server has to do the merge.
+fn needs_merge(seen: &Observed) -> bool {
+    let release = &seen.release;
+    let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
+    let making = match rollout {
+        None => true,
+        Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
+        Some(rollout) => rollout.stage == Stage::Preparing && !seen.own_deployments.iter().any(|own| own.name == rollout.canary.deployment),
+    };
+    making && release.metadata.deletion_timestamp.is_none()
+}
+
+/// What the stable Deployment would become: the API server merges and validates, nothing is stored.
+async fn merge(client: &Client, seen: &Observed) -> Result<Option<Result<Value, String>>, CallError> {
+    let Some(stable) = &seen.stable else { return Ok(None) };
+    let spec = &seen.release.spec;
+    // Which container is preflight's to say; without one there is nothing to ask yet.
+    let names = stable.container_names();
+    let Some(container) = spec.canary.container.as_ref().or(names.first()) else { return Ok(None) };
+    let resource = ApiResource::erase::<Deployment>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &seen.release.namespace().unwrap_or_default(), &resource);
+    let mut patch = promotion_patch(&spec.canary, container);
+    if let Some(patch) = patch.as_object_mut() {
+        patch.insert("metadata".to_owned(), serde_json::json!({"resourceVersion": stable.version}));
+    }
+    let params = PatchParams { dry_run: true, field_validation: Some(ValidationDirective::Strict), ..Default::default() };
+    match bounded(api.patch(&stable.name, &params, &Patch::Strategic(patch))).await {
+        Ok(merged) => Ok(Some(Ok(merged.data))),
+        Err(error) => match error.refusal() {
+            Some(message) => Ok(Some(Err(message))),
+            None => Err(error),
+        },
+    }
+}

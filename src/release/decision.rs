@@ -1,0 +1,97 @@
+//! What was decided, as data: printable, comparable, replayable.
+
+use crate::api::CanaryReleaseStatus;
+use serde_json::Value;
+use std::time::Duration;
+
+/// Everything that follows from one look.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// Performed in this order; the first that fails ends the round.
+    pub writes: Vec<Write>,
+    /// Written after the writes, where it differs from what is there.
+    pub status: CanaryReleaseStatus,
+    /// Whether nothing is left that the finalizer must guard: it is taken off after the status.
+    pub release_finalizer: bool,
+    /// Told after the status.
+    pub notes: Vec<Note>,
+    /// When to look again if nothing happens before.
+    pub again: Duration,
+    /// Whether the release needs its namespace watched.
+    pub watching: bool,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// Kind of the object.
+    pub kind: Kind,
+    /// Its name, in the release's namespace.
+    pub name: String,
+    /// What is done to it.
+    pub op: Op,
+    /// Why, for the log.
+    pub why: String,
+}
+
+/// Kinds that the operator writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `canary-operator.dev/v1alpha1`
+    CanaryRelease,
+    /// `apps/v1`
+    Deployment,
+    /// `v1`
+    Service,
+    /// `networking.k8s.io/v1`
+    Ingress,
+}
+
+/// What is done to an object. Changes carry the resourceVersion that they were decided on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// POST; fails where the object exists.
+    Create(Value),
+    /// JSON merge patch.
+    Merge {
+        /// resourceVersion decided on.
+        version: String,
+        /// The patch, without metadata.resourceVersion.
+        patch: Value,
+    },
+    /// Strategic-merge patch, by which the API server merges containers by name.
+    StrategicMerge {
+        /// resourceVersion decided on.
+        version: String,
+        /// The patch, without metadata.resourceVersion.
+        patch: Value,
+    },
+    /// DELETE of exactly this object, in the background.
+    Delete {
+        /// uid decided on.
+        uid: String,
+        /// resourceVersion decided on, for what steers traffic. Without it a Deployment could not be deleted
+        /// while its pods keep changing its status.
+        version: Option<String>,
+    },
+}
+
+/// An event for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// Normal or Warning.
+    pub level: Level,
+    /// CamelCase word.
+    pub reason: String,
+    /// Sentence.
+    pub message: String,
+}
+
+/// How serious an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As planned.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}

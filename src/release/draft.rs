@@ -1,0 +1,316 @@
+//! A decision in the making.
+
+use super::{Decision, Finding, Kind, Level, Note, Op, Write};
+use crate::{
+    api::{
+        CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, Stage, Weight, conditions as types, set_condition,
+    },
+    observe::{Observed, Workload},
+    render::{Owner, owned_by},
+    routing::{Routing, Services, Split},
+};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::networking::v1::Ingress,
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+};
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+
+/// An idle look-in, in case an event was lost; costs no request.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Whether a stage has said all it can, or another stage goes on in the same round.
+pub(super) enum Flow {
+    Wait,
+    Again,
+}
+
+/// What one stage function reads and fills.
+pub(super) struct Draft<'a> {
+    pub seen: &'a Observed,
+    pub routing: &'a dyn Routing,
+    pub settle: Duration,
+    pub now: Timestamp,
+    pub status: CanaryReleaseStatus,
+    pub decision: Parts,
+    /// Weight that this round's writes put in force; the status is only written after they succeeded.
+    steered: Option<Weight>,
+    phase: Phase,
+    reason: &'static str,
+}
+
+/// The growing decision.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub writes: Vec<Write>,
+    pub notes: Vec<Note>,
+    pub release_finalizer: bool,
+    pub again: Option<Duration>,
+    pub at_rest: bool,
+}
+
+impl<'a> Draft<'a> {
+    pub fn new(seen: &'a Observed, routing: &'a dyn Routing, settle: Duration, now: Timestamp) -> Self {
+        let mut status = seen.release.status.clone().unwrap_or_default();
+        status.observed_generation = seen.release.metadata.generation;
+        status.next_advance_at = None;
+        let phase = status.phase.unwrap_or(Phase::Pending);
+        Self { seen, routing, settle, now, status, decision: Parts::default(), steered: None, phase, reason: "Pending" }
+    }
+
+    // === What is there
+
+    pub fn owner(&self) -> Owner {
+        Owner::of(&self.seen.release)
+    }
+
+    pub fn uid(&self) -> String {
+        self.seen.release.uid().unwrap_or_default()
+    }
+
+    pub fn stage(&self) -> Option<Stage> {
+        self.status.rollout.as_ref().map(|rollout| rollout.stage)
+    }
+
+    pub fn own_ingresses(&self) -> impl Iterator<Item = &'a Arc<Ingress>> + use<'a> {
+        let uid = self.uid();
+        self.seen.ingresses.iter().filter(move |ingress| owned_by(ingress.meta(), &uid))
+    }
+
+    pub fn ready(&self, service: &str) -> usize {
+        self.seen.ready.get(service).copied().unwrap_or(0)
+    }
+
+    /// The canary's Deployment, unless it is being deleted.
+    pub fn canary(&self, rollout: &Rollout) -> Option<&'a Workload> {
+        self.seen.own_deployments.iter().find(|own| own.name == rollout.canary.deployment && !own.deleting)
+    }
+
+    /// The largest weight that any live canary Ingress expresses.
+    pub fn live_weight(&self) -> Weight {
+        self.own_ingresses().map(|ingress| self.routing.split(ingress).weight).max().unwrap_or_default()
+    }
+
+    // === What to do
+
+    pub fn write(&mut self, kind: Kind, name: &str, op: Op, why: impl Into<String>) {
+        self.decision.writes.push(Write { kind, name: name.to_owned(), op, why: why.into() });
+    }
+
+    pub fn note(&mut self, level: Level, reason: &str, message: impl Into<String>) {
+        self.decision.notes.push(Note { level, reason: reason.to_owned(), message: message.into() });
+    }
+
+    /// Takes the finalizer before the first object is made.
+    pub fn take_finalizer(&mut self) {
+        let metadata = &self.seen.release.metadata;
+        if metadata.finalizers.iter().flatten().any(|f| f == FINALIZER) {
+            return;
+        }
+        let finalizers: Vec<_> = metadata.finalizers.iter().flatten().map(String::as_str).chain([FINALIZER]).collect();
+        let patch = json!({"metadata": {"finalizers": finalizers}});
+        let version = metadata.resource_version.clone().unwrap_or_default();
+        self.write(Kind::CanaryRelease, &self.seen.release.name_any(), Op::Merge { version, patch }, "guard the traffic before objects are made");
+    }
+
+    /// Scales the canary up to `pods`; never down, for pods go after their traffic.
+    /// Returns whether so many are ready, by the Service's endpoints.
+    pub fn scale(&mut self, rollout: &Rollout, pods: i32, why: &str) -> bool {
+        let Some(canary) = self.canary(rollout) else { return false };
+        if canary.replicas < pods {
+            let patch = json!({"spec": {"replicas": pods}});
+            self.write(Kind::Deployment, &canary.name, Op::Merge { version: canary.version.clone(), patch }, why);
+            return false;
+        }
+        usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
+    }
+
+    /// Makes every canary Ingress express `split`; returns whether that took a write.
+    pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
+        let suffix = &self.seen.release.spec.canary.suffix;
+        let owner = self.owner();
+        let own: Vec<_> = self.own_ingresses().collect();
+        let mut wrote = false;
+        for stable in self.seen.ingresses.iter().filter(|i| rollout.ingresses.contains(&i.name_any())) {
+            let name = format!("{}{suffix}", stable.name_any());
+            let services = Services { stable: &rollout.service, canary: &rollout.canary.service };
+            let wanted = self.routing.canary(stable, &name, &owner, services, split);
+            let op = match own.iter().find(|live| live.name_any() == name) {
+                None => Some(Op::Create(wanted)),
+                Some(live) => {
+                    let version = live.resource_version().unwrap_or_default();
+                    self.routing.correction(live, &wanted).map(|patch| Op::Merge { version, patch })
+                }
+            };
+            if let Some(op) = op {
+                wrote = true;
+                self.write(Kind::Ingress, &name, op, why);
+            }
+        }
+        if wrote {
+            self.steered = Some(split.weight);
+        }
+        wrote
+    }
+
+    /// Deletes everything of the canary in the order that loses no request: Ingresses, the settle time, then the pods.
+    /// Returns whether all is gone.
+    pub fn drain(&mut self, drained_since: &mut Option<MicroTime>, exposed: bool, why: &str) -> bool {
+        let live: Vec<_> = self.own_ingresses().collect();
+        if !live.is_empty() {
+            for ingress in live.iter().filter(|i| i.metadata.deletion_timestamp.is_none()) {
+                let op = Op::Delete { uid: ingress.uid().unwrap_or_default(), version: ingress.resource_version() };
+                self.write(Kind::Ingress, &ingress.name_any(), op, why);
+            }
+            self.steered = Some(Weight::ZERO);
+            *drained_since = Some(MicroTime(self.now));
+            self.look_again(self.settle);
+            return false;
+        }
+        if exposed {
+            let since = drained_since.get_or_insert(MicroTime(self.now)).0;
+            let rest = self.until(since, self.settle);
+            if !rest.is_zero() {
+                self.look_again(rest);
+                return false;
+            }
+        }
+        let uid = self.uid();
+        let services: Vec<_> = self.seen.services.iter().filter(|s| owned_by(s.meta(), &uid)).collect();
+        for own in self.seen.own_deployments.iter().filter(|own| !own.deleting) {
+            self.write(Kind::Deployment, &own.name, Op::Delete { uid: own.uid.clone(), version: None }, why);
+        }
+        for own in services.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
+            self.write(Kind::Service, &own.name_any(), Op::Delete { uid: own.uid().unwrap_or_default(), version: None }, why);
+        }
+        services.is_empty() && self.seen.own_deployments.is_empty()
+    }
+
+    // === Time
+
+    /// What is left of `length` since `since`; zero when it is over.
+    pub fn until(&self, since: Timestamp, length: Duration) -> Duration {
+        let end = since + length;
+        Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO)
+    }
+
+    pub fn look_again(&mut self, after: Duration) {
+        self.decision.again = Some(self.decision.again.map_or(after, |sooner| sooner.min(after)));
+    }
+
+    /// Looks again when the progress deadline of the current wait passes; tells how much of it is left.
+    pub fn deadline(&mut self, rollout: &Rollout) -> Duration {
+        let left = self.until(rollout.waiting_since.0, self.seen.release.spec.progress_deadline.get());
+        self.look_again(left);
+        left
+    }
+
+    // === What to say
+
+    pub fn say(&mut self, phase: Phase, reason: &'static str, message: impl Into<String>) {
+        (self.phase, self.reason) = (phase, reason);
+        self.status.message = Some(message.into());
+    }
+
+    /// A person is needed before this can start.
+    pub fn stall(&mut self, findings: &[Finding]) {
+        let reason = findings.first().map_or("Stalled", |finding| finding.reason);
+        let message = findings.iter().map(|finding| finding.message.as_str()).collect::<Vec<_>>().join("; ");
+        let known = self.status.phase == Some(Phase::Stalled) && self.status.message.as_deref() == Some(&message);
+        if !known {
+            self.note(Level::Warning, reason, message.clone());
+        }
+        self.say(Phase::Stalled, reason, message);
+    }
+
+    pub fn reached(&self, rollout: &mut Rollout, weight: Weight) {
+        let at = Time(self.now);
+        // The schema bounds the list: without a bound, CEL on its weights exceeds the API server's cost budget.
+        let told = rollout.reached.last().is_some_and(|last| last.weight == weight);
+        if !told && rollout.reached.len() < 128 {
+            rollout.reached.push(Reached { weight, at });
+        }
+    }
+
+    // === The end
+
+    pub fn finish(mut self) -> Decision {
+        let parts = std::mem::take(&mut self.decision);
+        if !parts.at_rest {
+            self.describe();
+        }
+        Decision {
+            writes: parts.writes,
+            status: self.status,
+            release_finalizer: parts.release_finalizer,
+            notes: parts.notes,
+            again: parts.again.unwrap_or(IDLE),
+            watching: !parts.at_rest,
+        }
+    }
+
+    /// Fills what follows from the live objects and from where the release stands.
+    fn describe(&mut self) {
+        self.status.phase = Some(self.phase);
+        let rollout = self.status.rollout.clone();
+        if let Some(stable) = &self.seen.stable
+            && rollout.as_ref().is_none_or(|r| matches!(r.stage, Stage::Preparing))
+        {
+            self.status.stable_image = stable.image(self.seen.release.spec.canary.container.as_deref());
+        }
+        let running = rollout.as_ref().filter(|r| r.stage != Stage::Ended);
+        if let Some(rollout) = running {
+            if let Some(canary) = self.canary(rollout) {
+                let failed = self.seen.failure.clone();
+                let told = self.status.canary_pods.take().filter(|_| rollout.stage == Stage::RollingBack).map(|pods| (pods.reason, pods.log));
+                let (reason, log) = failed.map(|(failure, log)| (Some(failure.reason), log)).or(told).unwrap_or_default();
+                let ready = i32::try_from(self.ready(&rollout.canary.service)).unwrap_or(i32::MAX);
+                self.status.canary_pods = Some(CanaryPods { ready, desired: canary.replicas, reason, log });
+            }
+        } else if rollout.as_ref().is_some_and(|r| r.outcome == Some(Outcome::Promoted)) {
+            self.status.canary_pods = None;
+        }
+        self.status.weight = running.map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string());
+        self.set_conditions(rollout.as_ref());
+    }
+
+    fn set_conditions(&mut self, rollout: Option<&Rollout>) {
+        use Phase::{Promoted, RolledBack, Stalled};
+        let phase = self.phase;
+        let message = self.status.message.clone().unwrap_or_default();
+        let reason = self.reason;
+        let outcome = rollout.and_then(|r| r.outcome);
+        let available = rollout.is_some_and(|r| self.seen.failure.is_none() && self.ready(&r.canary.service) > 0);
+        let mut set = |type_: &str, status: bool, reason: &str, message: String| {
+            let condition = Condition {
+                type_: type_.to_owned(),
+                status: if status { "True" } else { "False" }.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                observed_generation: self.seen.release.metadata.generation,
+                last_transition_time: Time(self.now),
+            };
+            set_condition(&mut self.status.conditions, condition);
+        };
+        let over = matches!(phase, Promoted | RolledBack | Stalled);
+        set(types::READY, phase == Promoted, reason, message.clone());
+        set(types::RECONCILING, !over, reason, String::new());
+        // kstatus reads Stalled as "failed": a rolled-back release waits for a person too.
+        let stalled = matches!(phase, Stalled | RolledBack);
+        set(types::STALLED, stalled, reason, if stalled { message.clone() } else { String::new() });
+        let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
+        set(types::PREFLIGHT_PASSED, !blocked, if blocked { reason } else { "Fits" }, if blocked { message.clone() } else { String::new() });
+        if let Some(rollout) = rollout {
+            let why = self.seen.failure.as_ref().map_or(if available { "EndpointsReady" } else { "NoReadyEndpoints" }, |(f, _)| f.reason.as_str());
+            if rollout.stage != Stage::Ended {
+                set(types::CANARY_AVAILABLE, available, why, String::new());
+            }
+            let ended = rollout.stage == Stage::Ended;
+            let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());
+            set(types::PROMOTED, ended && outcome == Some(Outcome::Promoted), &result, String::new());
+            set(types::ROLLED_BACK, ended && outcome == Some(Outcome::RolledBack), &result, String::new());
+        }
+    }
+}

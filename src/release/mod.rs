@@ -1,0 +1,17 @@
+//! The life of a release: preflight and the state machine. Pure: no clock, no I/O, no panic.
+
+mod decide;
+mod decision;
+mod ending;
+mod hash;
+mod preflight;
+mod promoting;
+mod schedule;
+mod stepping;
+mod draft;
+
+pub use decide::{at_rest, decide};
+pub use decision::{Decision, Kind, Level, Note, Op, Write};
+pub use hash::{intent, schedule_hash};
+pub use preflight::{Finding, Ground, preflight};
+pub use schedule::{Schedule, schedule};

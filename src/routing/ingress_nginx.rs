@@ -1,0 +1,253 @@
+//! ingress-nginx: a second Ingress with `canary` annotations.
+//!
+//! Its controller swallows every mistake in these annotations (a bad weight is 0, a lost total makes 1 of 10,000
+//! one percent), so they are only ever written from a validated [`Weight`], weight and total in one write.
+
+use super::{Routing, Services, Split, leads_to};
+use crate::{
+    api::{ANNOTATION_STEP, Weight},
+    render::Owner,
+};
+use k8s_openapi::api::networking::v1::{HTTPIngressRuleValue, Ingress};
+use kube::ResourceExt;
+use serde_json::{Map, Value, json};
+
+/// Annotations of version 1's Ingress that the controller reads on a canary too: how pods are picked within the upstream.
+/// Everything else there is ignored on a canary, or leaks into the whole server (`auth-tls-*`, `proxy-ssl-*`).
+const HONOURED: [&str; 5] =
+    ["load-balance", "upstream-hash-by", "upstream-hash-by-subset", "upstream-hash-by-subset-size", "service-upstream"];
+const LEGACY_CLASS: &str = "kubernetes.io/ingress.class";
+const CANARY: &str = "canary";
+const WEIGHT: &str = "canary-weight";
+const WEIGHT_TOTAL: &str = "canary-weight-total";
+
+/// Writes and reads the annotations of ingress-nginx.
+#[derive(Clone, Debug)]
+pub struct IngressNginx {
+    /// The controller's `--annotations-prefix`.
+    pub prefix: String,
+}
+
+impl Default for IngressNginx {
+    fn default() -> Self {
+        Self { prefix: "nginx.ingress.kubernetes.io".to_owned() }
+    }
+}
+
+impl IngressNginx {
+    fn key(&self, name: &str) -> String {
+        format!("{}/{name}", self.prefix)
+    }
+
+    fn annotation<'a>(&self, ingress: &'a Ingress, name: &str) -> Option<&'a str> {
+        ingress.annotations().get(&self.key(name)).map(String::as_str)
+    }
+
+    fn annotations(&self, stable: &Ingress, split: Split) -> Map<String, Value> {
+        let (weight, total) = split.weight.ratio();
+        let mut annotations = Map::new();
+        annotations.insert(self.key(CANARY), json!("true"));
+        annotations.insert(self.key(WEIGHT), json!(weight.to_string()));
+        // A total that nobody asked for is one more thing to be lost: 100 is the controller's own default.
+        if total != 100 {
+            annotations.insert(self.key(WEIGHT_TOTAL), json!(total.to_string()));
+        }
+        annotations.insert(ANNOTATION_STEP.to_owned(), json!(split.step.to_string()));
+        let copied = HONOURED.iter().map(|name| self.key(name)).chain([LEGACY_CLASS.to_owned()]);
+        for key in copied {
+            if let Some(value) = stable.annotations().get(&key) {
+                annotations.insert(key, json!(value));
+            }
+        }
+        annotations
+    }
+
+    fn steers_traffic(&self, key: &str) -> bool {
+        key == ANNOTATION_STEP || key == LEGACY_CLASS || key.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('/'))
+    }
+}
+
+impl Routing for IngressNginx {
+    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, services: Services<'_>, split: Split) -> Value {
+        let mut metadata = owner.metadata(name);
+        if let Some(metadata) = metadata.as_object_mut() {
+            metadata.insert("annotations".to_owned(), Value::Object(self.annotations(stable, split)));
+        }
+        json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": metadata,
+            "spec": spec(stable, services),
+        })
+    }
+
+    fn correction(&self, live: &Ingress, wanted: &Value) -> Option<Value> {
+        let empty = Map::new();
+        let wanted_annotations = wanted.pointer("/metadata/annotations").and_then(Value::as_object).unwrap_or(&empty);
+        let mut annotations = Map::new();
+        for (key, value) in wanted_annotations {
+            if live.annotations().get(key).map(String::as_str) != value.as_str() {
+                annotations.insert(key.clone(), value.clone());
+            }
+        }
+        for key in live.annotations().keys().filter(|key| self.steers_traffic(key) && !wanted_annotations.contains_key(*key)) {
+            annotations.insert(key.clone(), Value::Null);
+        }
+        let mut patch = Map::new();
+        if !annotations.is_empty() {
+            patch.insert("metadata".to_owned(), json!({"annotations": annotations}));
+        }
+        let live_spec = json!(live.spec);
+        let wanted_spec = wanted.get("spec").cloned().unwrap_or_default();
+        if live_spec != wanted_spec {
+            // A merge patch keeps what it does not name: fields that are to go are named as null.
+            let mut spec = wanted_spec;
+            if let (Some(spec), Some(live)) = (spec.as_object_mut(), live_spec.as_object()) {
+                for key in live.keys() {
+                    spec.entry(key.clone()).or_insert(Value::Null);
+                }
+            }
+            patch.insert("spec".to_owned(), spec);
+        }
+        (!patch.is_empty()).then_some(Value::Object(patch))
+    }
+
+    fn is_canary(&self, ingress: &Ingress) -> bool {
+        self.annotation(ingress, CANARY).is_some_and(|v| ["1", "t", "T", "true", "TRUE", "True"].contains(&v))
+    }
+
+    fn split(&self, live: &Ingress) -> Split {
+        let number = |name| self.annotation(live, name).and_then(|text| text.parse::<u32>().ok());
+        let total = number(WEIGHT_TOTAL).filter(|total| *total > 100).unwrap_or(100);
+        let weight = if self.is_canary(live) { number(WEIGHT).unwrap_or(0) } else { 0 };
+        let step = live.annotations().get(ANNOTATION_STEP).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Split { weight: Weight::from_ratio(weight, total), step }
+    }
+}
+
+/// Exactly the rules that lead to version 1's Service, leading to version 2's. One path more would make the controller
+/// drop the whole canary; a rule without `http` would crash it.
+fn spec(stable: &Ingress, services: Services<'_>) -> Value {
+    let mut spec = stable.spec.clone().unwrap_or_default();
+    spec.tls = None;
+    let redirect = |service: &mut Option<k8s_openapi::api::networking::v1::IngressServiceBackend>| {
+        if let Some(service) = service {
+            services.canary.clone_into(&mut service.name);
+        }
+    };
+    spec.default_backend = spec.default_backend.filter(|backend| leads_to(backend, services.stable)).map(|mut backend| {
+        redirect(&mut backend.service);
+        backend
+    });
+    let rules = spec.rules.take().into_iter().flatten().filter_map(|mut rule| {
+        let paths = rule.http.take()?.paths.into_iter().filter(|path| leads_to(&path.backend, services.stable));
+        let paths: Vec<_> = paths
+            .map(|mut path| {
+                redirect(&mut path.backend.service);
+                path
+            })
+            .collect();
+        rule.http = Some(HTTPIngressRuleValue { paths });
+        rule.http.as_ref().is_some_and(|http| !http.paths.is_empty()).then_some(rule)
+    });
+    spec.rules = Some(rules.collect::<Vec<_>>()).filter(|rules| !rules.is_empty());
+    json!(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stable() -> Ingress {
+        serde_json::from_value(json!({
+            "metadata": {"name": "shop", "annotations": {
+                "kubernetes.io/ingress.class": "nginx",
+                "nginx.ingress.kubernetes.io/limit-rpm": "175",
+                "nginx.ingress.kubernetes.io/load-balance": "ewma",
+                "nginx.ingress.kubernetes.io/auth-tls-secret": "default/ca",
+                "cert-manager.io/cluster-issuer": "letsencrypt",
+            }},
+            "spec": {
+                "ingressClassName": "nginx",
+                "tls": [{"hosts": ["shop.example"], "secretName": "shop-tls"}],
+                "defaultBackend": {"service": {"name": "web", "port": {"name": "http"}}},
+                "rules": [
+                    {"host": "shop.example", "http": {"paths": [
+                        {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"number": 80}}}},
+                        {"path": "/api", "pathType": "Exact", "backend": {"service": {"name": "api", "port": {"number": 80}}}},
+                    ]}},
+                    {"host": "api.example", "http": {"paths": [
+                        {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "api", "port": {"number": 80}}}},
+                    ]}},
+                    {"host": "bare.example"},
+                ],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn canary(weight: &str, step: u32) -> Value {
+        let owner = Owner { name: "shop".to_owned(), uid: "u1".to_owned() };
+        let split = Split { weight: weight.parse().unwrap(), step };
+        IngressNginx::default().canary(&stable(), "shop-v2", &owner, Services { stable: "web", canary: "web-v2" }, split)
+    }
+
+    fn live(value: Value) -> Ingress {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn only_rules_to_the_service_and_only_annotations_that_nginx_honours_are_copied() {
+        insta::assert_yaml_snapshot!(canary("30", 2));
+    }
+
+    #[test]
+    fn a_fraction_is_written_as_weight_and_total_together_and_read_back() {
+        let nginx = IngressNginx::default();
+        for weight in ["0", "0.01", "0.5", "5", "12.25", "100"] {
+            let read = nginx.split(&live(canary(weight, 3)));
+            assert_eq!(read, Split { weight: weight.parse().unwrap(), step: 3 });
+        }
+    }
+
+    #[test]
+    fn going_from_a_fraction_to_a_whole_number_drops_the_total_in_the_same_write() {
+        let patch = IngressNginx::default().correction(&live(canary("0.01", 1)), &canary("5", 2)).unwrap();
+        let expected = json!({"metadata": {"annotations": {
+            "nginx.ingress.kubernetes.io/canary-weight": "5",
+            "nginx.ingress.kubernetes.io/canary-weight-total": null,
+            "canary-operator.dev/step": "2",
+        }}});
+        assert_eq!(patch, expected);
+    }
+
+    #[test]
+    fn an_untouched_canary_needs_no_correction_and_foreign_annotations_are_left_alone() {
+        let mut value = canary("30", 2);
+        value["metadata"]["annotations"]["example.com/note"] = json!("kept");
+        assert_eq!(IngressNginx::default().correction(&live(value), &canary("30", 2)), None);
+    }
+
+    #[test]
+    fn what_somebody_added_to_the_canary_is_taken_back() {
+        let mut value = canary("30", 2);
+        value["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-by-cookie"] = json!("me");
+        value["spec"]["tls"] = json!([{"hosts": ["shop.example"]}]);
+        let patch = IngressNginx::default().correction(&live(value), &canary("30", 2)).unwrap();
+        assert_eq!(patch["metadata"]["annotations"], json!({"nginx.ingress.kubernetes.io/canary-by-cookie": null}));
+        assert_eq!(patch["spec"]["tls"], Value::Null);
+    }
+
+    #[test]
+    fn an_annotation_that_nginx_would_misread_is_read_as_nginx_reads_it() {
+        let with = |name: &str, text: &str| {
+            let mut value = canary("0.5", 1);
+            value["metadata"]["annotations"][format!("nginx.ingress.kubernetes.io/{name}")] = json!(text);
+            IngressNginx::default().split(&live(value)).weight.to_string()
+        };
+        assert_eq!(with("canary", "yes"), "0", "not a canary to nginx");
+        assert_eq!(with("canary-weight", "30%"), "0");
+        assert_eq!(with("canary-weight-total", "lost"), "5", "the total falls back to 100");
+        assert_eq!(with("canary-weight", "5000"), "100");
+    }
+}

@@ -1,0 +1,61 @@
+//! What a traffic backend can express, and how. ingress-nginx is the first behind this seam.
+
+mod ingress_nginx;
+
+pub use ingress_nginx::IngressNginx;
+
+use crate::{api::Weight, render::Owner};
+use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
+use serde_json::Value;
+
+/// The split that a canary Ingress is to express.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Split {
+    /// Share of the requests that go to version 2.
+    pub weight: Weight,
+    /// Number of the step that asks for it, noted beside the weight.
+    pub step: u32,
+}
+
+/// Turns a split into objects of one kind of controller, and reads it back from them.
+pub trait Routing: Send + Sync {
+    /// The canary Ingress for one of version 1's, leading the same requests to `canary_service` by `split`.
+    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, services: Services<'_>, split: Split) -> Value;
+
+    /// A merge patch that makes `live` equal to `wanted` in everything that steers traffic; nothing where it does already.
+    fn correction(&self, live: &Ingress, wanted: &Value) -> Option<Value>;
+
+    /// Whether an Ingress is somebody's canary rather than a route of its own.
+    fn is_canary(&self, ingress: &Ingress) -> bool;
+
+    /// The split that a live canary Ingress expresses, as its controller reads it.
+    fn split(&self, live: &Ingress) -> Split;
+}
+
+/// The two Services of a release.
+#[derive(Clone, Copy, Debug)]
+pub struct Services<'a> {
+    /// Version 1's.
+    pub stable: &'a str,
+    /// Version 2's.
+    pub canary: &'a str,
+}
+
+/// Every backend that an Ingress leads to.
+pub fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
+    let spec = ingress.spec.as_ref();
+    let default = spec.and_then(|spec| spec.default_backend.as_ref());
+    default.into_iter().chain(paths(ingress).map(|(_, path)| &path.backend))
+}
+
+/// Every path of an Ingress with its host.
+pub fn paths(ingress: &Ingress) -> impl Iterator<Item = (Option<&str>, &HTTPIngressPath)> {
+    let rules = ingress.spec.iter().flat_map(|spec| spec.rules.iter().flatten());
+    rules.flat_map(|rule| rule.http.iter().flat_map(|http| &http.paths).map(|path| (rule.host.as_deref(), path)))
+}
+
+/// Whether a backend is this Service.
+#[must_use]
+pub fn leads_to(backend: &IngressBackend, service: &str) -> bool {
+    backend.service.as_ref().is_some_and(|s| s.name == service)
+}

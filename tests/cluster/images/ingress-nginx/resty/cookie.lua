@@ -1,0 +1,2 @@
+-- Debian carries this module under another name (without SameSite).
+return require("nginx.cookie")

@@ -1,0 +1,2 @@
+-- Debian carries this module under another name.
+return require("nginx.dns.resolver")
