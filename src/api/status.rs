@@ -120,7 +120,10 @@ pub struct Rollout {
     pub ingresses: Vec<String>,
     /// Names of the canary's objects.
     pub canary: CanaryObjects,
-    /// Whether a canary Ingress was ever made.
+    /// When the stable Deployment was first seen to have rolled out version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable_since: Option<MicroTime>,
+    /// Whether any request may have gone to version 2, so that its pods must outlive the canary Ingresses.
     #[serde(default)]
     pub exposed: bool,
     /// The weights reached so far, and when.

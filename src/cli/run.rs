@@ -64,7 +64,8 @@ pub enum RunError {
 
 /// Runs until SIGTERM or Ctrl-C; rounds in flight are finished.
 pub fn run(options: Options) -> Result<(), RunError> {
-    let filter = EnvFilter::try_new(&options.log_level).map_err(|error| RunError::LogLevel(options.log_level.clone(), error))?;
+    // kube-runtime wraps every line in a span that says less than the line.
+    let filter = EnvFilter::try_new(format!("kube_runtime=warn,{}", options.log_level)).map_err(|error| RunError::LogLevel(options.log_level.clone(), error))?;
     match options.log_format {
         LogFormat::Text => tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init(),
         LogFormat::Json => tracing_subscriber::fmt().json().with_env_filter(filter).init(),

@@ -101,6 +101,7 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         waiting_since: now,
         weight_since: None,
         drained_since: None,
+        stable_since: None,
         stable_revision: stable.revision(),
         service: ground.service.name_any(),
         ingresses: ground.ingresses.iter().map(|i| i.name_any()).collect(),
@@ -208,7 +209,7 @@ fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         draft.say(Phase::Pending, "CanaryStarting", format!("waiting for the pods of Deployment {} to be ready; no request goes there yet", rollout.canary.deployment));
         return Flow::Wait;
     }
-    (rollout.stage, rollout.exposed) = (Stage::Stepping, true);
+    rollout.stage = Stage::Stepping;
     rollout.waiting_since = MicroTime(draft.now);
     draft.status.rollout = Some(rollout);
     Flow::Again

@@ -272,7 +272,8 @@ impl<'a> Draft<'a> {
         } else if rollout.as_ref().is_some_and(|r| r.outcome == Some(Outcome::Promoted)) {
             self.status.canary_pods = None;
         }
-        self.status.weight = running.map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string());
+        let ended_at = rollout.as_ref().filter(|r| r.outcome == Some(Outcome::RolledBack)).map(|_| "0".to_owned());
+        self.status.weight = running.map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string()).or(ended_at);
         self.set_conditions(rollout.as_ref());
     }
 

@@ -32,7 +32,7 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
         let message = format!("Deployment {} cannot make its pods: {why}", rollout.canary.deployment);
         return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, "ReplicaFailure", message));
     }
-    if rollout.exposed && draft.canary(rollout).is_none() {
+    if rollout.stage != Stage::Preparing && draft.canary(rollout).is_none() {
         let message = format!("Deployment {} was deleted by somebody else", rollout.canary.deployment);
         return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, "CanaryDeleted", message));
     }
@@ -96,6 +96,7 @@ pub(super) fn end(draft: &mut Draft<'_>, mut rollout: Rollout, outcome: Outcome,
     draft.status.rollout = Some(rollout);
     match outcome {
         Outcome::Promoted => {
+            draft.status.stable_image = draft.status.canary_image.take();
             draft.note(Level::Normal, "Promoted", message.clone());
             draft.say(Phase::Promoted, "Promoted", message);
         }

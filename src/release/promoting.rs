@@ -103,6 +103,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let name = stable.name.clone();
     let drained = rollout.drained_since.is_some();
     if !drained && !(stable.rolled_out() && draft.ready(&rollout.service) > 0) {
+        rollout.stable_since = None;
         let left = draft.deadline(&rollout);
         let deadline = draft.seen.release.spec.progress_deadline;
         if left.is_zero() {
@@ -112,6 +113,15 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         } else {
             draft.say(Phase::Promoting, "ReplacingStable", format!("waiting for Deployment {name} to roll out version 2; the canary carries all requests meanwhile"));
         }
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
+    // The controllers learn of the stable Deployment's new endpoints like of anything else: within the settle time.
+    let stable_since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
+    let left = draft.until(stable_since, draft.settle);
+    if !drained && !left.is_zero() {
+        draft.look_again(left);
+        draft.say(Phase::Promoting, "StableUpdated", format!("Deployment {name} runs version 2; requests return to it at {}", clock(draft.now + left)));
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }

@@ -7,7 +7,7 @@ use super::{
     ending, hash, schedule,
 };
 use crate::{
-    api::{Outcome, Phase, Rollout, Stage},
+    api::{Outcome, Phase, Rollout, Stage, Weight},
     routing::Split,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
@@ -30,8 +30,13 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return Flow::Again;
     }
     let weight = schedule.weight(rollout.step);
+    if draft.status.phase == Some(Phase::Holding) {
+        // What was interrupted starts over: a pod that is ready between two crashes is not ready.
+        rollout.weight_since = Some(MicroTime(draft.now));
+    }
     if draft.steer(&rollout, Split { weight, step: rollout.step }, &format!("step {}: {weight}% to version 2", rollout.step)) {
         rollout.weight_since = Some(MicroTime(draft.now));
+        rollout.exposed |= weight > Weight::ZERO;
         if rollout.step > 0 {
             draft.reached(&mut rollout, weight);
             let message = format!("step {}/{}: {weight}% of the requests go to version 2", rollout.step, schedule.len());
@@ -66,7 +71,8 @@ pub(super) fn clock(at: jiff::Timestamp) -> String {
 /// A release that may not raise the weight: version 2 or version 1 has nobody to answer.
 fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
     if draft.ready(&rollout.canary.service) == 0 {
-        let message = format!("Service {} has no ready endpoint, so nginx sends version 2's share to version 1", rollout.canary.service);
+        let share = if rollout.exposed { ", so nginx sends its share of the requests to version 1" } else { "; no request goes there yet" };
+        let message = format!("Service {} has no ready endpoint{share}", rollout.canary.service);
         return Some(("CanaryUnavailable", message));
     }
     if draft.ready(&rollout.service) == 0 {
