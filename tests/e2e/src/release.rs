@@ -1,6 +1,6 @@
 //! A `CanaryRelease`: written, and read back as its users read it.
 
-use std::{cell::Cell, time::Duration};
+use std::{cell::Cell, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -36,6 +36,8 @@ pub struct Status {
     pub step: String,
     /// The weight in force.
     pub weight: String,
+    /// When the next step is due.
+    pub next_advance_at: Option<Timestamp>,
     /// Image of version 1.
     pub stable_image: String,
     /// Image of version 2.
@@ -158,6 +160,14 @@ impl Moment {
     }
 }
 
+/// When the weight's hold begins to count, where this weight is in force.
+#[must_use]
+pub fn live_at(moment: &Moment, weight: &str, hold: Duration) -> Option<Timestamp> {
+    let due = moment.status.next_advance_at.filter(|_| moment.status.weight == weight)?;
+    // The time is told to the second, so that it may be up to a second early.
+    Some(due - hold + Duration::from_secs(1))
+}
+
 /// A release under observation, from before it exists.
 ///
 /// The waits follow one another: each starts at the moment the one before found, so that a state that lasts a
@@ -264,11 +274,17 @@ impl<'a> Release<'a> {
         self.until(&format!("the phase is {phase}"), within, |moment| moment.status.phase == phase)
     }
 
-    /// Waits until this weight is in force and has had its time to reach every controller.
-    pub fn until_live(&self, weight: &str, within: Duration) -> Result<Moment> {
-        self.until(&format!("the weight {weight} is live"), within, |moment| {
-            moment.status.weight == weight && moment.status.holds("WeightLive").is_some()
-        })
+    /// Waits until this weight is in force and has had its time to reach every ingress controller; the moment is when
+    /// its hold began to count.
+    ///
+    /// The operator tells when the next step is due, and a hold counts only from when the weight is live: so it is
+    /// live `hold` before that.
+    pub fn until_live(&self, weight: &str, hold: Duration, within: Duration) -> Result<Moment> {
+        let written =
+            self.until(&format!("the weight {weight} is in force"), within, |moment| live_at(moment, weight, hold).is_some())?;
+        let at = live_at(&written, weight, hold).unwrap_or(written.at);
+        thread::sleep(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        Ok(Moment { at, ..written })
     }
 
     /// What `kubectl get canaryrelease` shows: the heads of the columns, and the row.
@@ -392,6 +408,14 @@ mod tests {
         let moment = Moment::of(&Seen { at: Timestamp::UNIX_EPOCH, gone: false, object }).unwrap();
         assert_eq!(moment.status.history[0].weights(), ["0.01", "30"]);
         assert!(moment.status.holds("Ready").is_some() && moment.status.holds("Stalled").is_none());
+    }
+
+    #[test]
+    fn a_weight_is_live_its_hold_before_the_next_step_is_due() {
+        let object = json!({"metadata": {"generation": 1}, "status": {"weight": "30", "nextAdvanceAt": "2026-03-01T10:01:00Z"}});
+        let moment = Moment::of(&Seen { at: Timestamp::UNIX_EPOCH, gone: false, object }).unwrap();
+        assert_eq!(live_at(&moment, "30", Duration::from_secs(40)), Some("2026-03-01T10:00:21Z".parse().unwrap()));
+        assert_eq!(live_at(&moment, "60", Duration::from_secs(40)), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use canary_e2e::{
     load::Tally,
     process::until,
     release::{RESOURCE, Release},
-    scene::{Scene, play},
+    scene::{Outcome, Scene, play},
     watch::Watch,
 };
 
@@ -29,7 +29,7 @@ const MOST_MEMORY: f64 = 64.0;
 const IDLE: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_release_costs_few_requests_and_a_crash_ends_it_at_once() -> Result<()> {
+fn a_release_costs_few_requests_and_a_crash_ends_it_at_once() -> Outcome {
     play("budget", |scene| {
         let host = scene.host();
         Exercise::new(&host)?.without_rate_limit().with_replicas(2).deploy(&scene.namespace)?;

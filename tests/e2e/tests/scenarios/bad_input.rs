@@ -7,7 +7,7 @@ use canary_e2e::{
     exercise::{Exercise, release_of_v3},
     namespace::Namespace,
     release::{LABEL, Moment, Release},
-    scene::play,
+    scene::{Outcome, play},
 };
 use serde_json::{Value, json};
 
@@ -83,7 +83,7 @@ fn only_ramp(release: &mut Value, ramp: Value) {
 }
 
 #[test]
-fn mistakes_are_refused_when_applied_with_a_sentence() -> Result<()> {
+fn mistakes_are_refused_when_applied_with_a_sentence() -> Outcome {
     play("bad-input", |scene| {
         // Otherwise a cluster that refuses everything would pass.
         scene.namespace.apply(&[release_of_v3(&[(30, "1m"), (30, "0"), (60, "1h30m")])])?;
@@ -111,7 +111,7 @@ const TO_STALL: Duration = Duration::from_secs(30);
 const TO_GO_ON: Duration = Duration::from_secs(60);
 
 #[test]
-fn an_unknown_target_stalls_and_its_coming_mends_it() -> Result<()> {
+fn an_unknown_target_stalls_and_its_coming_mends_it() -> Outcome {
     play("unknown-target", |scene| {
         let namespace = &scene.namespace;
         let exercise = Exercise::new(&scene.host())?;
@@ -123,7 +123,7 @@ fn an_unknown_target_stalls_and_its_coming_mends_it() -> Result<()> {
 }
 
 #[test]
-fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Result<()> {
+fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
     play("two-services", |scene| {
         let namespace = &scene.namespace;
         let exercise = Exercise::new(&scene.host())?;
@@ -145,7 +145,7 @@ fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Result<()> {
 }
 
 #[test]
-fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Result<()> {
+fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
     play("no-ingress", |scene| {
         let namespace = &scene.namespace;
         let exercise = Exercise::new(&scene.host())?;

@@ -9,7 +9,7 @@ use canary_e2e::{
     namespace::Namespace,
     process::until,
     release::Release,
-    scene::play,
+    scene::{Outcome, play},
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::common::{nothing_of_the_canary_left, splits};
 
 #[test]
-fn deletion_in_the_middle_of_a_step_returns_all_traffic_without_a_failed_request() -> Result<()> {
+fn deletion_in_the_middle_of_a_step_returns_all_traffic_without_a_failed_request() -> Outcome {
     play("deletion", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
@@ -25,8 +25,8 @@ fn deletion_in_the_middle_of_a_step_returns_all_traffic_without_a_failed_request
         let (names_before, stable_before) = (names(namespace)?, stable(namespace)?);
         let load = scene.load(&host, 50, Duration::from_secs(300))?;
 
-        let release = Release::apply(namespace, &release_of_v3(&[(50, "10m")]))?;
-        let live = release.until_live("50", Duration::from_secs(90))?;
+        let release = Release::apply(namespace, &release_of_v3(&[(50, "600s")]))?;
+        let live = release.until_live("50", Duration::from_secs(600), Duration::from_secs(90))?;
         load.until("200 answers at weight 50", Duration::from_secs(30), |answers| {
             sent_between(answers, live.at, Timestamp::MAX).count() >= 200
         })?;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use canary_e2e::{
     exercise::{Exercise, release_of_v3},
     load::{Tally, sent_between},
     release::Release,
-    scene::play,
+    scene::{Outcome, play},
 };
 use jiff::Timestamp;
 
@@ -19,7 +19,7 @@ const SLACK: Duration = Duration::from_secs(20);
 const TO_COME_BACK: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Result<()> {
+fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Outcome {
     play("operator-killed", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
@@ -29,13 +29,13 @@ fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Result<()> {
         let hold = format!("{}s", HOLD.as_secs());
         let release = Release::apply(namespace, &release_of_v3(&[(30, &hold), (60, &hold)]))?;
 
-        release.until_live("30", Duration::from_secs(60))?;
+        release.until_live("30", HOLD, Duration::from_secs(60))?;
         let deleted = Timestamp::now();
         scene.operator.delete_pod_by_force(TO_COME_BACK)?;
         let back = Timestamp::now();
         weight_stood_still(&ingresses, deleted, back, "while the operator's pod was gone")?;
 
-        release.until_live("60", Duration::from_secs(60))?;
+        release.until_live("60", HOLD, Duration::from_secs(60))?;
         let killed = Timestamp::now();
         let reached_it = scene.operator.kill_process(TO_COME_BACK)?;
         let back_again = Timestamp::now();

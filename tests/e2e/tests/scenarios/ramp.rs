@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use canary_e2e::{
     exercise::{Exercise, image, release},
     load::Tally,
     release::Release,
-    scene::play,
+    scene::{Outcome, play},
 };
 use serde_json::json;
 
@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const STEPS: [&str; 5] = ["10", "20", "30", "40", "50"];
 
 #[test]
-fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Result<()> {
+fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Outcome {
     play("ramp", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
@@ -32,7 +32,7 @@ fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Resu
         });
         let release = Release::apply(namespace, &release(ramp))?;
         for (number, weight) in (1..).zip(STEPS) {
-            let live = release.until_live(weight, Duration::from_secs(60))?;
+            let live = release.until_live(weight, EVERY, Duration::from_secs(60))?;
             let step = format!("{number}/{}", STEPS.len());
             ensure!(live.status.step == step, "at the weight {weight} the step is {} instead of {step}", live.status.step);
         }

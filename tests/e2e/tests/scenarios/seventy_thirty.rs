@@ -8,20 +8,22 @@ use canary_e2e::{
     load::{Answer, Load, Tally, sent_between},
     namespace::Namespace,
     release::{Moment, Release},
-    scene::play,
+    scene::{Outcome, play},
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::common::{nothing_of_the_canary_left, splits, watch_ingresses, weight_stood_still, weights};
 
+/// Of both manifests.
+const HOLD: Duration = Duration::from_secs(40);
 const TO_CRASH: Duration = Duration::from_secs(60);
 const TO_BE_LIVE: Duration = Duration::from_secs(60);
 const TO_PROMOTE: Duration = Duration::from_secs(150);
 const LONGEST: Duration = Duration::from_secs(400);
 
 #[test]
-fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then_all() -> Result<()> {
+fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then_all() -> Outcome {
     play("seventy-thirty", |scene| {
         let namespace = &scene.namespace;
         let exercise = Exercise::new(HOST)?;
@@ -44,7 +46,7 @@ fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then
         nothing_of_the_canary_left(namespace)?;
 
         release.apply_again(&manifest(RELEASE_MENDED)?)?;
-        let live = release.until_live("30", TO_BE_LIVE)?;
+        let live = release.until_live("30", HOLD, TO_BE_LIVE)?;
         for object in ["deployment/challenge-app-v2", "service/app-service-v2", "ingress/challenge-app-ingress-v2"] {
             namespace.ask(&["get", object]).with_context(|| format!("{object} should be there"))?;
         }
@@ -67,7 +69,7 @@ fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then
 }
 
 #[test]
-fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promotion() -> Result<()> {
+fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promotion() -> Outcome {
     play("seventy-thirty-fast", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
@@ -77,7 +79,7 @@ fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promo
         let load = scene.load(&host, 50, LONGEST)?;
 
         let release = Release::apply(namespace, &manifest(RELEASE_MENDED)?)?;
-        let live = release.until_live("30", TO_BE_LIVE)?;
+        let live = release.until_live("30", HOLD, TO_BE_LIVE)?;
         let answers = Load::exactly(scene.cluster, &host, 100, 2_000)?;
         weight_stood_still(&ingresses, live.at, Timestamp::now(), "while the 2,000 requests were sent")?;
         let tally = Tally::of(&answers);

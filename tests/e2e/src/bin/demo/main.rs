@@ -20,7 +20,7 @@ use canary_e2e::{
     load::{Load, Tally, sent_between},
     namespace::Namespace,
     operator::Operator,
-    release::{Event, Moment, RESOURCE, Release, event_args},
+    release::{Event, Moment, RESOURCE, Release, event_args, live_at},
     stats::binomial_bounds,
     watch::Watch,
 };
@@ -32,6 +32,8 @@ use crate::{
 };
 
 const NAMESPACE: &str = "canary-demo";
+/// Of the releases' only step.
+const HOLD: Duration = Duration::from_secs(40);
 const PER_SECOND: u32 = 40;
 /// Longer than the demonstration can last.
 const LONGEST: Duration = Duration::from_secs(900);
@@ -173,11 +175,12 @@ impl<'a> Stage<'a> {
     }
 
     fn split(&mut self) -> Result<()> {
-        self.until_moment("the weight 30 is live", Duration::from_secs(90), |moment| {
-            moment.status.weight == "30" && moment.status.holds("WeightLive").is_some()
-        })?;
-        let live = Timestamp::now();
-        self.tell("30 % is in force, and has had its time to reach nginx. Counting from here.");
+        let written = self
+            .until_moment("the weight 30 is in force", Duration::from_secs(90), |moment| live_at(moment, "30", HOLD).is_some())?;
+        let live = live_at(&written, "30", HOLD).context("the weight 30 is not in force")?;
+        self.now("the weight 30 is written; nginx takes a few seconds to have it everywhere, and they do not count");
+        self.until("the weight 30 is live", Duration::from_secs(60), |_| Ok(Timestamp::now() >= live))?;
+        self.tell("30 % is live. Counting from here.");
         self.now("version 2 gets 30 % of the requests, and the operator watches it");
         let promoting = self.until_phase("Promoting", Duration::from_secs(90))?;
         // Requests under way when the weight was about to change are left out.
