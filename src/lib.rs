@@ -1,12 +1,14 @@
 //! Progressive releases behind ingress-nginx from one `CanaryRelease`.
 //!
 //! One way through, each step a module: [`observe`] reads, [`release`] validates and decides without I/O,
-//! [`cluster`] applies the writes that were decided, and the status is written last.
+//! [`cluster`] applies the writes that were decided, and the status is written last. [`controller`] drives the rounds;
+//! [`rehearse`] is a cluster in memory in which the same controller runs in virtual time.
 
 pub mod api;
 pub mod cluster;
 pub mod controller;
 pub mod observe;
+pub mod rehearse;
 pub mod release;
 pub mod render;
 pub mod routing;

@@ -28,7 +28,11 @@ impl Duration {
     #[must_use]
     pub const fn seconds(seconds: u32) -> Self {
         let most = 8_760 * 3_600;
-        Self(time::Duration::from_secs(if seconds > most { most as u64 } else { seconds as u64 }))
+        Self(time::Duration::from_secs(if seconds > most {
+            most as u64
+        } else {
+            seconds as u64
+        }))
     }
 
     /// The same length for arithmetic.
@@ -68,9 +72,13 @@ impl FromStr for Duration {
             return Err(malformed());
         }
         while !rest.is_empty() {
-            let number_ends = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(malformed)?;
+            let number_ends = rest
+                .find(|c: char| !c.is_ascii_digit() && c != '.')
+                .ok_or_else(malformed)?;
             let (number, tail) = rest.split_at(number_ends);
-            let unit_ends = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+            let unit_ends = tail
+                .find(|c: char| c.is_ascii_digit() || c == '.')
+                .unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(unit_ends);
             let scale: u128 = match unit {
                 "ms" => 1,
@@ -85,7 +93,9 @@ impl FromStr for Duration {
             }
             let whole: u128 = whole.parse().map_err(|_| too_long())?;
             let fraction: u128 = format!("{fraction:0<9}").parse().map_err(|_| malformed())?;
-            let part = whole.checked_mul(scale).and_then(|w| w.checked_add(fraction * scale / 1_000_000_000));
+            let part = whole
+                .checked_mul(scale)
+                .and_then(|w| w.checked_add(fraction * scale / 1_000_000_000));
             millis = part.and_then(|part| millis.checked_add(part)).ok_or_else(too_long)?;
             rest = tail;
         }
@@ -147,13 +157,29 @@ mod tests {
             ("8760h", 31_536_000_000, "8760h"),
         ] {
             let duration: Duration = text.parse().unwrap();
-            assert_eq!((duration.get().as_millis(), duration.to_string().as_str()), (millis, shown));
+            assert_eq!(
+                (duration.get().as_millis(), duration.to_string().as_str()),
+                (millis, shown)
+            );
         }
     }
 
     #[test]
     fn what_is_not_a_duration_is_refused_with_the_text_in_question() {
-        for text in ["", "-5s", "5", "s", "1h-5m", "5 m", "1..5s", "1.s", "99999999999999999999h", "8761h", "1d", "1M"] {
+        for text in [
+            "",
+            "-5s",
+            "5",
+            "s",
+            "1h-5m",
+            "5 m",
+            "1..5s",
+            "1.s",
+            "99999999999999999999h",
+            "8761h",
+            "1d",
+            "1M",
+        ] {
             let error = text.parse::<Duration>().unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }

@@ -15,7 +15,9 @@ pub struct Weight(u32);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeightError {
     /// Not digits with an optional fraction of one to four digits.
-    #[error("{0:?} is not a weight: write an integer from 0 to 100, or a decimal string of up to four places such as \"0.01\"")]
+    #[error(
+        "{0:?} is not a weight: write an integer from 0 to 100, or a decimal string of up to four places such as \"0.01\""
+    )]
     Malformed(String),
     /// More than one hundred percent.
     #[error("weight {0} is over 100")]
@@ -32,7 +34,11 @@ impl Weight {
     /// A whole percentage; anything over 100 is 100.
     #[must_use]
     pub const fn percent(percent: u32) -> Self {
-        if percent >= 100 { Self::FULL } else { Self(percent * Self::SCALE) }
+        if percent >= 100 {
+            Self::FULL
+        } else {
+            Self(percent * Self::SCALE)
+        }
     }
 
     /// `(weight, total)` with the smallest total of 100, 1,000, … 1,000,000 that expresses this share exactly.
@@ -84,7 +90,8 @@ impl FromStr for Weight {
     fn from_str(text: &str) -> Result<Self, WeightError> {
         let malformed = || WeightError::Malformed(text.to_owned());
         let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-        let digits = |part: &str, most: usize| (1..=most).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        let digits =
+            |part: &str, most: usize| (1..=most).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
         if !digits(whole, 3) || !digits(fraction, 4) {
             return Err(malformed());
         }
@@ -99,7 +106,11 @@ impl FromStr for Weight {
 
 impl Serialize for Weight {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0 % Self::SCALE == 0 { serializer.serialize_u32(self.0 / Self::SCALE) } else { serializer.collect_str(self) }
+        if self.0.is_multiple_of(Self::SCALE) {
+            serializer.serialize_u32(self.0 / Self::SCALE)
+        } else {
+            serializer.collect_str(self)
+        }
     }
 }
 
@@ -173,16 +184,30 @@ mod tests {
     #[test]
     fn pods_follow_the_share_rounded_up() {
         let pods = |w, replicas| weight(w).pods_of(replicas);
-        assert_eq!([pods("0", 4), pods("0.01", 4), pods("25", 4), pods("26", 4), pods("100", 4)], [1, 1, 1, 2, 4]);
+        assert_eq!(
+            [
+                pods("0", 4),
+                pods("0.01", 4),
+                pods("25", 4),
+                pods("26", 4),
+                pods("100", 4)
+            ],
+            [1, 1, 1, 2, 4]
+        );
     }
 
     #[test]
     fn what_is_not_a_weight_is_refused_with_the_text_in_question() {
-        for text in ["", "-1", "+1", "1.", ".5", "1.23456", "1e2", " 1", "30%", "0030", "NaN", "100.0001", "101"] {
+        for text in [
+            "", "-1", "+1", "1.", ".5", "1.23456", "1e2", " 1", "30%", "0030", "NaN", "100.0001", "101",
+        ] {
             let error = text.parse::<Weight>().unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
-        assert!(serde_json::from_str::<Weight>("0.5").is_err(), "a float has no exact form");
+        assert!(
+            serde_json::from_str::<Weight>("0.5").is_err(),
+            "a float has no exact form"
+        );
         assert!(serde_json::from_str::<Weight>("-3").is_err());
     }
 

@@ -65,9 +65,13 @@ pub enum RunError {
 /// Runs until SIGTERM or Ctrl-C; rounds in flight are finished.
 pub fn run(options: Options) -> Result<(), RunError> {
     // kube-runtime wraps every line in a span that says less than the line.
-    let filter = EnvFilter::try_new(format!("kube_runtime=warn,{}", options.log_level)).map_err(|error| RunError::LogLevel(options.log_level.clone(), error))?;
+    let filter = EnvFilter::try_new(format!("kube_runtime=warn,{}", options.log_level))
+        .map_err(|error| RunError::LogLevel(options.log_level.clone(), error))?;
     match options.log_format {
-        LogFormat::Text => tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init(),
+        LogFormat::Text => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(false)
+            .init(),
         LogFormat::Json => tracing_subscriber::fmt().json().with_env_filter(filter).init(),
     }
     // One thread does: a round computes for microseconds and otherwise waits for the API server.
@@ -81,7 +85,9 @@ async fn operate(options: Options) -> Result<(), RunError> {
     let settings = Settings {
         client,
         clock: Arc::new(SystemClock),
-        routing: Arc::new(IngressNginx { prefix: options.annotations_prefix }),
+        routing: Arc::new(IngressNginx {
+            prefix: options.annotations_prefix,
+        }),
         settle: options.settle.get(),
         instance: options.instance,
         metrics: metrics.clone(),

@@ -80,7 +80,10 @@ impl ApiMetrics {
     /// # Errors
     /// Where the registry has it already.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let opts = Opts::new("canary_operator_api_requests_total", "Requests to the Kubernetes API server.");
+        let opts = Opts::new(
+            "canary_operator_api_requests_total",
+            "Requests to the Kubernetes API server.",
+        );
         let requests = IntCounterVec::new(opts, &["verb", "resource", "code"])?;
         registry.register(Box::new(requests.clone()))?;
         Ok(Self { requests })
@@ -98,7 +101,10 @@ impl<S> Layer<S> for Metered {
     type Service = MeteredService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        MeteredService { inner, metrics: self.metrics.clone() }
+        MeteredService {
+            inner,
+            metrics: self.metrics.clone(),
+        }
     }
 }
 
@@ -135,7 +141,10 @@ where
                 Ok(Err(error)) => ("error".to_owned(), Err(error.into())),
                 Err(elapsed) => ("timeout".to_owned(), Err(elapsed.into())),
             };
-            metrics.requests.with_label_values(&[verb, resource.as_str(), code.as_str()]).inc();
+            metrics
+                .requests
+                .with_label_values(&[verb, resource.as_str(), code.as_str()])
+                .inc();
             outcome
         })
     }
@@ -181,7 +190,11 @@ fn label(request: &Request<Body>) -> (&'static str, String) {
 pub fn connect(mut config: Config, metrics: &ApiMetrics) -> kube::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Metered { metrics: metrics.clone() }).build())
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&Metered {
+            metrics: metrics.clone(),
+        })
+        .build())
 }
 
 #[cfg(test)]
@@ -191,11 +204,27 @@ mod tests {
     #[test]
     fn requests_are_labelled_by_verb_and_resource_and_never_by_name() {
         for (method, uri, expected) in [
-            (Method::GET, "/apis/canary-operator.dev/v1alpha1/canaryreleases?watch=true", ("watch", "canaryreleases")),
+            (
+                Method::GET,
+                "/apis/canary-operator.dev/v1alpha1/canaryreleases?watch=true",
+                ("watch", "canaryreleases"),
+            ),
             (Method::GET, "/api/v1/namespaces/shop/pods?limit=500", ("list", "pods")),
-            (Method::GET, "/api/v1/namespaces/shop/pods/web-1/log?tailLines=20", ("get", "pods/log")),
-            (Method::PATCH, "/apis/apps/v1/namespaces/shop/deployments/web?dryRun=All", ("patch", "deployments")),
-            (Method::PUT, "/apis/canary-operator.dev/v1alpha1/namespaces/shop/canaryreleases/web/status", ("update", "canaryreleases/status")),
+            (
+                Method::GET,
+                "/api/v1/namespaces/shop/pods/web-1/log?tailLines=20",
+                ("get", "pods/log"),
+            ),
+            (
+                Method::PATCH,
+                "/apis/apps/v1/namespaces/shop/deployments/web?dryRun=All",
+                ("patch", "deployments"),
+            ),
+            (
+                Method::PUT,
+                "/apis/canary-operator.dev/v1alpha1/namespaces/shop/canaryreleases/web/status",
+                ("update", "canaryreleases/status"),
+            ),
             (Method::GET, "/version", ("list", "other")),
         ] {
             let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();

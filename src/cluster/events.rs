@@ -20,13 +20,24 @@ const LONGEST_NOTE: usize = 1024;
 ///
 /// # Errors
 /// What the API server says; an event is never worth failing a round for.
-pub async fn publish(client: &Client, release: &CanaryRelease, note: &Note, instance: &str, now: Timestamp) -> Result<(), CallError> {
+pub async fn publish(
+    client: &Client,
+    release: &CanaryRelease,
+    note: &Note,
+    instance: &str,
+    now: Timestamp,
+) -> Result<(), CallError> {
     let namespace = release.namespace().unwrap_or_default();
     let regarding: ObjectReference = release.object_ref(&());
     let event = Event {
         metadata: kube::api::ObjectMeta {
             // The name of an event tells nobody anything, but has to be new.
-            name: Some(format!("{}.{:x}.{}", release.name_any(), now.as_nanosecond(), note.reason.to_lowercase())),
+            name: Some(format!(
+                "{}.{:x}.{}",
+                release.name_any(),
+                now.as_nanosecond(),
+                note.reason.to_lowercase()
+            )),
             namespace: Some(namespace.clone()),
             ..Default::default()
         },

@@ -39,19 +39,30 @@ pub fn object_ref(kind: Kind) -> ApiResource {
 pub async fn perform(client: &Client, namespace: &str, write: &Write) -> Result<Applied, CallError> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &object_ref(write.kind));
     let name = &write.name;
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..Default::default()
+    };
     let stored = match &write.op {
         Op::Create(object) => {
             let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
-            let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+            let params = PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..Default::default()
+            };
             bounded(api.create(&params, &object)).await?
         }
         Op::Merge { version, patch } => bounded(api.patch(name, &params, &Patch::Merge(at(version, patch)))).await?,
-        Op::StrategicMerge { version, patch } => bounded(api.patch(name, &params, &Patch::Strategic(at(version, patch)))).await?,
+        Op::StrategicMerge { version, patch } => {
+            bounded(api.patch(name, &params, &Patch::Strategic(at(version, patch)))).await?
+        }
         Op::Delete { uid, version } => {
             let params = DeleteParams {
                 propagation_policy: Some(PropagationPolicy::Background),
-                preconditions: Some(Preconditions { uid: Some(uid.clone()), resource_version: version.clone() }),
+                preconditions: Some(Preconditions {
+                    uid: Some(uid.clone()),
+                    resource_version: version.clone(),
+                }),
                 ..Default::default()
             };
             return match bounded(api.delete(name, &params)).await {
@@ -83,7 +94,13 @@ mod tests {
     #[test]
     fn a_patch_names_the_version_it_was_decided_on() {
         let patched = at("7", &json!({"metadata": {"annotations": {"a": "b"}}}));
-        assert_eq!(patched, json!({"metadata": {"annotations": {"a": "b"}, "resourceVersion": "7"}}));
-        assert_eq!(at("7", &json!({"spec": {}})), json!({"spec": {}, "metadata": {"resourceVersion": "7"}}));
+        assert_eq!(
+            patched,
+            json!({"metadata": {"annotations": {"a": "b"}, "resourceVersion": "7"}})
+        );
+        assert_eq!(
+            at("7", &json!({"spec": {}})),
+            json!({"spec": {}, "metadata": {"resourceVersion": "7"}})
+        );
     }
 }

@@ -43,7 +43,10 @@ impl Memory {
     /// The release as cached, or as we left it where the cache is still behind our own write.
     pub fn newest(&self, namespace: &str, cached: &CanaryRelease) -> Arc<CanaryRelease> {
         self.change(namespace, &cached.name_any(), |entry| {
-            let behind = entry.written.take_if(|(before, _)| *before != cached.resource_version()).is_none();
+            let behind = entry
+                .written
+                .take_if(|(before, _)| *before != cached.resource_version())
+                .is_none();
             match &entry.written {
                 Some((_, newer)) if behind => newer.clone(),
                 _ => Arc::new(cached.clone()),

@@ -71,7 +71,11 @@ pub(crate) enum RoundError {
 }
 
 /// Runs until `shutdown`, for one namespace or for all. Rounds in flight are finished.
-pub async fn run(settings: Settings, namespace: Option<&str>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+pub async fn run(
+    settings: Settings,
+    namespace: Option<&str>,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
     let client = settings.client.clone();
     let api: Api<Guarded> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -85,13 +89,20 @@ pub async fn run(settings: Settings, namespace: Option<&str>, shutdown: impl Fut
         .graceful_shutdown_on(shutdown);
     let releases = controller.store();
     let ready = settings.metrics.ready.clone();
-    let context = Arc::new(Context { views: Views::new(client, wake), memory: Memory::default(), releases: releases.clone(), settings });
+    let context = Arc::new(Context {
+        views: Views::new(client, wake),
+        memory: Memory::default(),
+        releases: releases.clone(),
+        settings,
+    });
     let sweeper = context.clone();
     let rounds = controller.run(reconcile, after_error, context).for_each(|outcome| {
         if let Err(error) = outcome {
             // Watch failures come out only here; a vanished object is not worth a line.
             match error {
-                controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..) => tracing::debug!(%error, "round"),
+                controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..) => {
+                    tracing::debug!(%error, "round")
+                }
                 error => tracing::warn!(%error, "CanaryReleases cannot be watched; retrying"),
             }
         }
@@ -106,7 +117,9 @@ pub async fn run(settings: Settings, namespace: Option<&str>, shutdown: impl Fut
     let sweep = async move {
         loop {
             tokio::time::sleep(SWEEP).await;
-            sweeper.views.forget_missing(|namespace, name| sweeper.releases.get(&ObjectRef::new(name).within(namespace)).is_some());
+            sweeper.views.forget_missing(|namespace, name| {
+                sweeper.releases.get(&ObjectRef::new(name).within(namespace)).is_some()
+            });
         }
     };
     tokio::select! {
@@ -121,7 +134,10 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let timer = context.settings.metrics.rounds.start_timer();
     // A panic would unwind through the controller and stop every release.
-    let outcome = AssertUnwindSafe(one(&object, &context)).catch_unwind().await.unwrap_or(Err(RoundError::Panicked));
+    let outcome = AssertUnwindSafe(one(&object, &context))
+        .catch_unwind()
+        .await
+        .unwrap_or(Err(RoundError::Panicked));
     timer.observe_duration();
     match &outcome {
         Ok(_) => context.memory.succeeded(&namespace, &name),
@@ -156,7 +172,9 @@ fn after_error(object: Arc<Guarded>, error: &RoundError, context: Arc<Context>) 
     match error {
         RoundError::Call(call) if call.is_conflict() => Action::requeue(AFTER_CONFLICT),
         _ => {
-            let failures = context.memory.failed(&object.namespace().unwrap_or_default(), &object.name_any());
+            let failures = context
+                .memory
+                .failed(&object.namespace().unwrap_or_default(), &object.name_any());
             let (first, longest) = BACKOFF;
             Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
         }

@@ -14,8 +14,16 @@ use kube::{
 use serde_json::{Value, json};
 
 /// Tells that a person is needed; once.
-pub(super) async fn stalled(context: &Context, release: &CanaryRelease, reason: &str, message: &str) -> Result<(), CallError> {
-    let known = release.status.as_ref().is_some_and(|s| s.phase == Some(Phase::Stalled) && s.message.as_deref() == Some(message));
+pub(super) async fn stalled(
+    context: &Context,
+    release: &CanaryRelease,
+    reason: &str,
+    message: &str,
+) -> Result<(), CallError> {
+    let known = release
+        .status
+        .as_ref()
+        .is_some_and(|s| s.phase == Some(Phase::Stalled) && s.message.as_deref() == Some(message));
     if known {
         return Ok(());
     }
@@ -32,9 +40,22 @@ pub(super) async fn stalled(context: &Context, release: &CanaryRelease, reason: 
     let settings = &context.settings;
     let api: Api<CanaryRelease> = Api::namespaced(settings.client.clone(), &namespace);
     let written = bounded(api.replace_status(&release.name_any(), &PostParams::default(), &wanted)).await?;
-    context.memory.wrote(&namespace, release.resource_version(), written.into());
-    let note = Note { level: Level::Warning, reason: reason.to_owned(), message: message.to_owned() };
-    let _ = publish(&settings.client, release, &note, &settings.instance, settings.clock.now()).await;
+    context
+        .memory
+        .wrote(&namespace, release.resource_version(), written.into());
+    let note = Note {
+        level: Level::Warning,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
+    let _ = publish(
+        &settings.client,
+        release,
+        &note,
+        &settings.instance,
+        settings.clock.now(),
+    )
+    .await;
     Ok(())
 }
 
@@ -47,12 +68,18 @@ fn failed_conditions(context: &Context, reason: &str, message: &str) -> [Conditi
         observed_generation: None,
         last_transition_time: Time(context.settings.clock.now()),
     };
-    [condition(types::READY, "False"), condition(types::RECONCILING, "False"), condition(types::STALLED, "True")]
+    [
+        condition(types::READY, "False"),
+        condition(types::RECONCILING, "False"),
+        condition(types::STALLED, "True"),
+    ]
 }
 
 /// A round that the API server refused: retrying alone does not mend it, so that it is told.
 pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundError) {
-    let (Ok(release), RoundError::Call(call)) = (&object.0, error) else { return };
+    let (Ok(release), RoundError::Call(call)) = (&object.0, error) else {
+        return;
+    };
     let (reason, remedy) = match call {
         call if call.is_forbidden() => ("Forbidden", "grant the operator this right (docs/install.md)"),
         call if call.refusal().is_some() => ("Refused", "see the message of the API server"),
@@ -67,10 +94,16 @@ pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundErr
 
 /// An object that does not decode: stored before the schema refused it, or written by a newer operator.
 pub(super) async fn undecodable(context: &Context, metadata: &ObjectMeta, error: &str) -> Result<(), CallError> {
-    let (namespace, name) = (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+    let (namespace, name) = (
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    );
     let settings = &context.settings;
-    let api: Api<DynamicObject> = Api::namespaced_with(settings.client.clone(), &namespace, &object_ref(Kind::CanaryRelease));
-    let Some(object) = bounded(api.get_opt(&name)).await? else { return Ok(()) };
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(settings.client.clone(), &namespace, &object_ref(Kind::CanaryRelease));
+    let Some(object) = bounded(api.get_opt(&name)).await? else {
+        return Ok(());
+    };
     let message = format!("this CanaryRelease cannot be read: {error}; correct the field named there");
     if object.data.pointer("/status/message").and_then(Value::as_str) == Some(&message) {
         return Ok(());

@@ -29,7 +29,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         Ok(true) => {}
         Ok(false) => return Ok(Action::requeue(OPENING)),
         Err(why) => {
-            let message = format!("{why}; the weight stays where it is: grant the operator this right (docs/install.md), or correct the RoleBinding");
+            let message = format!(
+                "{why}; the weight stays where it is: grant the operator this right (docs/install.md), or correct the RoleBinding"
+            );
             report::stalled(context, &release, "Forbidden", &message).await?;
             return Ok(Action::requeue(REFUSED));
         }
@@ -51,7 +53,15 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     settings.metrics.observe(&namespace, &name, &decision);
     for note in &decision.notes {
         tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
-        if let Err(error) = publish(&settings.client, &latest, note, &settings.instance, settings.clock.now()).await {
+        if let Err(error) = publish(
+            &settings.client,
+            &latest,
+            note,
+            &settings.instance,
+            settings.clock.now(),
+        )
+        .await
+        {
             tracing::warn!(namespace, name, %error, "event not recorded");
         }
     }
@@ -112,13 +122,20 @@ fn differs(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool
 }
 
 /// Replaces the status of exactly the version that was decided on.
-async fn write_status(context: &Context, latest: &CanaryRelease, decision: &Decision) -> Result<Arc<CanaryRelease>, CallError> {
+async fn write_status(
+    context: &Context,
+    latest: &CanaryRelease,
+    decision: &Decision,
+) -> Result<Arc<CanaryRelease>, CallError> {
     let namespace = latest.namespace().unwrap_or_default();
     let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
     let mut wanted = latest.clone();
     wanted.metadata.managed_fields = None;
     wanted.status = Some(decision.status.clone());
-    let params = PostParams { field_manager: Some("canary-operator".to_owned()), ..Default::default() };
+    let params = PostParams {
+        field_manager: Some("canary-operator".to_owned()),
+        ..Default::default()
+    };
     let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await?;
     Ok(remember(context, &namespace, latest.resource_version(), written))
 }
@@ -139,7 +156,11 @@ async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<
 /// Other releases of the same Deployment that were there first: under way, or as new as this one but older.
 fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
     let under_way = |other: &CanaryRelease| {
-        other.status.as_ref().and_then(|s| s.rollout.as_ref()).is_some_and(|rollout| rollout.stage != Stage::Ended)
+        other
+            .status
+            .as_ref()
+            .and_then(|s| s.rollout.as_ref())
+            .is_some_and(|rollout| rollout.stage != Stage::Ended)
     };
     if under_way(release) {
         return Vec::new();
@@ -152,7 +173,12 @@ fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
             && (under_way(other) || (!at_rest(other) && age(other) < age(release)))
     };
     let all = context.releases.state();
-    let mut names: Vec<_> = all.iter().filter_map(|other| other.0.as_ref().ok()).filter(|other| rival(other)).map(ResourceExt::name_any).collect();
+    let mut names: Vec<_> = all
+        .iter()
+        .filter_map(|other| other.0.as_ref().ok())
+        .filter(|other| rival(other))
+        .map(ResourceExt::name_any)
+        .collect();
     names.sort();
     names
 }

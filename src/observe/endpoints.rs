@@ -12,7 +12,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub fn ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> BTreeMap<String, usize> {
     let mut pods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for slice in slices {
-        let Some(service) = slice.labels().get(SERVICE_NAME) else { continue };
+        let Some(service) = slice.labels().get(SERVICE_NAME) else {
+            continue;
+        };
         let known = pods.entry(service.clone()).or_default();
         for endpoint in slice.endpoints.iter().flatten() {
             let conditions = endpoint.conditions.as_ref();
@@ -41,12 +43,18 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": name, "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4", "endpoints": endpoints})).unwrap()
         };
         let slices = [
-            slice("a", json!([
-                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": {"name": "web-1"}},
-                {"addresses": ["10.0.0.2"], "conditions": {"ready": false}, "targetRef": {"name": "web-2"}},
-                {"addresses": ["10.0.0.3"], "conditions": {"ready": true, "terminating": true}, "targetRef": {"name": "web-3"}},
-            ])),
-            slice("b", json!([{"addresses": ["fd00::1"], "conditions": {"ready": true}, "targetRef": {"name": "web-1"}}])),
+            slice(
+                "a",
+                json!([
+                    {"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": {"name": "web-1"}},
+                    {"addresses": ["10.0.0.2"], "conditions": {"ready": false}, "targetRef": {"name": "web-2"}},
+                    {"addresses": ["10.0.0.3"], "conditions": {"ready": true, "terminating": true}, "targetRef": {"name": "web-3"}},
+                ]),
+            ),
+            slice(
+                "b",
+                json!([{"addresses": ["fd00::1"], "conditions": {"ready": true}, "targetRef": {"name": "web-1"}}]),
+            ),
         ];
         assert_eq!(ready(&slices), BTreeMap::from([("web".to_owned(), 1)]));
     }

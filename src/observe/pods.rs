@@ -43,7 +43,10 @@ pub fn failure(pod: &Pod) -> Option<Failure> {
 fn failed(pod: &Pod, container: &ContainerStatus) -> Option<Failure> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().filter(|reason| HOPELESS.contains(reason))?;
-    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
     Some(Failure {
         pod: pod.name_any(),
         container: container.name.clone(),
@@ -73,18 +76,25 @@ mod tests {
 
     #[test]
     fn a_crash_loop_is_told_with_its_exit_code() {
-        let seen = failure(&pod(json!({"containerStatuses": [{"name": "app", "ready": false, "restartCount": 1, "image": "", "imageID": "",
+        let seen = failure(&pod(
+            json!({"containerStatuses": [{"name": "app", "ready": false, "restartCount": 1, "image": "", "imageID": "",
             "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
-            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]})))
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}),
+        ))
         .unwrap();
-        assert_eq!((seen.reason.as_str(), seen.exit_code, seen.ran), ("CrashLoopBackOff", Some(1), true));
+        assert_eq!(
+            (seen.reason.as_str(), seen.exit_code, seen.ran),
+            ("CrashLoopBackOff", Some(1), true)
+        );
     }
 
     #[test]
     fn an_init_container_is_named_before_the_containers_that_wait_for_it() {
         let waiting = |name, reason| json!({"name": name, "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"waiting": {"reason": reason}}});
-        let seen = failure(&pod(json!({"initContainerStatuses": [waiting("migrate", "CrashLoopBackOff")],
-            "containerStatuses": [waiting("app", "PodInitializing")]})));
+        let seen = failure(&pod(
+            json!({"initContainerStatuses": [waiting("migrate", "CrashLoopBackOff")],
+            "containerStatuses": [waiting("app", "PodInitializing")]}),
+        ));
         assert_eq!(seen.unwrap().container, "migrate");
     }
 
@@ -99,7 +109,10 @@ mod tests {
 
     #[test]
     fn the_last_line_that_says_something_is_kept_without_control_characters() {
-        assert_eq!(last_line("Traceback\n  File x\nModuleNotFoundError: No module named 'y'\n\n").unwrap(), "ModuleNotFoundError: No module named 'y'");
+        assert_eq!(
+            last_line("Traceback\n  File x\nModuleNotFoundError: No module named 'y'\n\n").unwrap(),
+            "ModuleNotFoundError: No module named 'y'"
+        );
         assert_eq!(last_line("\u{1b}[31mred").unwrap(), "[31mred");
         assert_eq!(last_line("\n \n"), None);
     }

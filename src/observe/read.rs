@@ -22,11 +22,23 @@ const LOG_LINES: i64 = 20;
 ///
 /// # Errors
 /// What the API server says to a call that this round cannot go without.
-pub async fn observe(client: &Client, release: Arc<CanaryRelease>, view: &View, rivals: Vec<String>) -> Result<Observed, CallError> {
+pub async fn observe(
+    client: &Client,
+    release: Arc<CanaryRelease>,
+    view: &View,
+    rivals: Vec<String>,
+) -> Result<Observed, CallError> {
     let uid = release.uid().unwrap_or_default();
     let deployments = view.deployments();
-    let stable = deployments.iter().find(|d| d.name_any() == release.spec.target.deployment).and_then(|d| read(d));
-    let own_deployments = deployments.iter().filter(|d| owned_by(d.meta(), &uid)).filter_map(|d| read(d)).collect();
+    let stable = deployments
+        .iter()
+        .find(|d| d.name_any() == release.spec.target.deployment)
+        .and_then(|d| read(d));
+    let own_deployments = deployments
+        .iter()
+        .filter(|d| owned_by(d.meta(), &uid))
+        .filter_map(|d| read(d))
+        .collect();
     let mut seen = Observed {
         stable,
         services: view.services(),
@@ -50,13 +62,18 @@ pub async fn observe(client: &Client, release: Arc<CanaryRelease>, view: &View, 
 }
 
 fn read(object: &DynamicObject) -> Option<Workload> {
-    Workload::read(object).inspect_err(|error| tracing::warn!(deployment = object.name_any(), %error, "Deployment cannot be read")).ok()
+    Workload::read(object)
+        .inspect_err(|error| tracing::warn!(deployment = object.name_any(), %error, "Deployment cannot be read"))
+        .ok()
 }
 
 /// A failing pod of the current revision; its predecessors' dying pods do not count.
 fn failed_pod(release: &CanaryRelease, pods: &[Arc<Pod>]) -> Option<super::Failure> {
     let status = release.status.as_ref()?;
-    let rollout = status.rollout.as_ref().filter(|r| !matches!(r.stage, Stage::Ended | Stage::RollingBack))?;
+    let rollout = status
+        .rollout
+        .as_ref()
+        .filter(|r| !matches!(r.stage, Stage::Ended | Stage::RollingBack))?;
     if rollout.intent != intent(&release.spec) {
         return None;
     }
@@ -98,7 +115,13 @@ fn needs_merge(seen: &Observed) -> bool {
     let making = match rollout {
         None => true,
         Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
-        Some(rollout) => rollout.stage == Stage::Preparing && !seen.own_deployments.iter().any(|own| own.name == rollout.canary.deployment),
+        Some(rollout) => {
+            rollout.stage == Stage::Preparing
+                && !seen
+                    .own_deployments
+                    .iter()
+                    .any(|own| own.name == rollout.canary.deployment)
+        }
     };
     making && release.metadata.deletion_timestamp.is_none()
 }
@@ -109,14 +132,24 @@ async fn merge(client: &Client, seen: &Observed) -> Result<Option<Result<Value, 
     let spec = &seen.release.spec;
     // Which container is preflight's to say; without one there is nothing to ask yet.
     let names = stable.container_names();
-    let Some(container) = spec.canary.container.as_ref().or(names.first()) else { return Ok(None) };
+    let Some(container) = spec.canary.container.as_ref().or(names.first()) else {
+        return Ok(None);
+    };
     let resource = ApiResource::erase::<Deployment>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &seen.release.namespace().unwrap_or_default(), &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &seen.release.namespace().unwrap_or_default(), &resource);
     let mut patch = promotion_patch(&spec.canary, container);
     if let Some(patch) = patch.as_object_mut() {
-        patch.insert("metadata".to_owned(), serde_json::json!({"resourceVersion": stable.version}));
+        patch.insert(
+            "metadata".to_owned(),
+            serde_json::json!({"resourceVersion": stable.version}),
+        );
     }
-    let params = PatchParams { dry_run: true, field_validation: Some(ValidationDirective::Strict), ..Default::default() };
+    let params = PatchParams {
+        dry_run: true,
+        field_validation: Some(ValidationDirective::Strict),
+        ..Default::default()
+    };
     match bounded(api.patch(&stable.name, &params, &Patch::Strategic(patch))).await {
         Ok(merged) => Ok(Some(Ok(merged.data))),
         Err(error) => match error.refusal() {

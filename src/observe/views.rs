@@ -75,14 +75,20 @@ impl Views {
     /// No namespace is watched yet.
     #[must_use]
     pub fn new(client: Client, wake: Wake) -> Self {
-        Self { client, wake, open: Mutex::default() }
+        Self {
+            client,
+            wake,
+            open: Mutex::default(),
+        }
     }
 
     /// The view of a namespace for a release, opened if need be.
     #[must_use]
     pub fn enter(&self, namespace: &str, release: &str) -> Arc<View> {
         let mut open = lock(&self.open);
-        let view = open.entry(namespace.to_owned()).or_insert_with(|| Arc::new(View::open(&self.client, namespace, &self.wake)));
+        let view = open
+            .entry(namespace.to_owned())
+            .or_insert_with(|| Arc::new(View::open(&self.client, namespace, &self.wake)));
         lock(&view.state).members.insert(release.to_owned());
         view.clone()
     }
@@ -124,15 +130,43 @@ impl View {
         let state = Arc::new(Mutex::new(State::default()));
         let all = watcher::Config::default();
         let ours = watcher::Config::default().labels(LABEL_RELEASE);
-        let waker = Waker { namespace: namespace.to_owned(), wake: wake.clone(), state: state.clone() };
+        let waker = Waker {
+            namespace: namespace.to_owned(),
+            wake: wake.clone(),
+            state: state.clone(),
+        };
         let deployment = ApiResource::erase::<Deployment>(&());
         let deployments = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &deployment);
         Self {
             deployments: watch(&mut watches, deployments, all.clone(), deployment, waker.clone()),
-            services: watch(&mut watches, Api::<Service>::namespaced(client.clone(), namespace), all.clone(), (), waker.clone()),
-            ingresses: watch(&mut watches, Api::<Ingress>::namespaced(client.clone(), namespace), all.clone(), (), waker.clone()),
-            slices: watch(&mut watches, Api::<EndpointSlice>::namespaced(client.clone(), namespace), all, (), waker.clone()),
-            pods: watch(&mut watches, Api::<Pod>::namespaced(client.clone(), namespace), ours, (), waker),
+            services: watch(
+                &mut watches,
+                Api::<Service>::namespaced(client.clone(), namespace),
+                all.clone(),
+                (),
+                waker.clone(),
+            ),
+            ingresses: watch(
+                &mut watches,
+                Api::<Ingress>::namespaced(client.clone(), namespace),
+                all.clone(),
+                (),
+                waker.clone(),
+            ),
+            slices: watch(
+                &mut watches,
+                Api::<EndpointSlice>::namespaced(client.clone(), namespace),
+                all,
+                (),
+                waker.clone(),
+            ),
+            pods: watch(
+                &mut watches,
+                Api::<Pod>::namespaced(client.clone(), namespace),
+                ours,
+                (),
+                waker,
+            ),
             state,
             _watches: watches,
         }
@@ -159,16 +193,30 @@ impl View {
 
     /// Remembers what a write left, until the watch shows it. `before` is the version that was replaced.
     pub fn wrote(&self, kind: Kind, name: &str, before: Option<String>, now: Option<DynamicObject>) {
-        lock(&self.state).written.insert((kind, name.to_owned()), Written { before, now });
+        lock(&self.state)
+            .written
+            .insert((kind, name.to_owned()), Written { before, now });
     }
 
     /// Version of an object as last seen.
     #[must_use]
     pub fn version(&self, kind: Kind, name: &str) -> Option<String> {
         match kind {
-            Kind::Deployment => self.deployments().into_iter().find(|o| o.name_any() == name)?.resource_version(),
-            Kind::Service => self.services().into_iter().find(|o| o.name_any() == name)?.resource_version(),
-            Kind::Ingress => self.ingresses().into_iter().find(|o| o.name_any() == name)?.resource_version(),
+            Kind::Deployment => self
+                .deployments()
+                .into_iter()
+                .find(|o| o.name_any() == name)?
+                .resource_version(),
+            Kind::Service => self
+                .services()
+                .into_iter()
+                .find(|o| o.name_any() == name)?
+                .resource_version(),
+            Kind::Ingress => self
+                .ingresses()
+                .into_iter()
+                .find(|o| o.name_any() == name)?
+                .resource_version(),
             Kind::CanaryRelease => None,
         }
     }
@@ -209,7 +257,11 @@ impl View {
         K: Resource + Clone + 'static,
         K::DynamicType: Eq + Hash + Clone,
     {
-        let mut seen: BTreeMap<String, Arc<K>> = store.state().into_iter().map(|object| (object.name_any(), object)).collect();
+        let mut seen: BTreeMap<String, Arc<K>> = store
+            .state()
+            .into_iter()
+            .map(|object| (object.name_any(), object))
+            .collect();
         let mut state = lock(&self.state);
         state.written.retain(|(written_kind, name), written| {
             if *written_kind != kind {
@@ -229,7 +281,9 @@ impl View {
 }
 
 fn typed<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {
-    serde_json::to_value(object).ok().and_then(|value| serde_json::from_value(value).ok())
+    serde_json::to_value(object)
+        .ok()
+        .and_then(|value| serde_json::from_value(value).ok())
 }
 
 /// A store has no order of its own; decisions and their tests have.
@@ -255,7 +309,13 @@ struct Waker {
 
 impl Waker {
     fn wake<K: Resource>(&self, object: &K) {
-        match object.meta().labels.iter().flatten().find(|(key, _)| *key == LABEL_RELEASE) {
+        match object
+            .meta()
+            .labels
+            .iter()
+            .flatten()
+            .find(|(key, _)| *key == LABEL_RELEASE)
+        {
             Some((_, release)) => self.wake_one(release),
             None => self.wake_all(),
         }
@@ -268,7 +328,9 @@ impl Waker {
 
     fn wake_one(&self, release: &str) {
         // The reconciler is gone when this fails, and this watch is about to follow.
-        let _ = self.wake.unbounded_send(ObjectRef::new(release).within(&self.namespace));
+        let _ = self
+            .wake
+            .unbounded_send(ObjectRef::new(release).within(&self.namespace));
     }
 
     fn works(&self, resource: &str) {
@@ -277,7 +339,8 @@ impl Waker {
 
     fn broke(&self, resource: &str, error: &watcher::Error) {
         let refused = match error {
-            watcher::Error::InitialListFailed(kube::Error::Api(status)) | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            watcher::Error::InitialListFailed(kube::Error::Api(status))
+            | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
                 (status.code == 403).then(|| status.message.clone())
             }
             _ => None,
@@ -290,7 +353,13 @@ impl Waker {
     }
 }
 
-fn watch<K>(watches: &mut JoinSet<()>, api: Api<K>, config: watcher::Config, dyntype: K::DynamicType, waker: Waker) -> Store<K>
+fn watch<K>(
+    watches: &mut JoinSet<()>,
+    api: Api<K>,
+    config: watcher::Config,
+    dyntype: K::DynamicType,
+    waker: Waker,
+) -> Store<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Eq + Hash + Clone + Send + Sync + 'static,
@@ -298,7 +367,10 @@ where
     let resource = K::plural(&dyntype).into_owned();
     let writer = Writer::<K>::new(dyntype);
     let store = writer.as_reader();
-    let stream = watcher(api, config).modify(|object| object.meta_mut().managed_fields = None).default_backoff().reflect(writer);
+    let stream = watcher(api, config)
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .default_backoff()
+        .reflect(writer);
     watches.spawn(async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {

@@ -79,7 +79,11 @@ impl Workload {
             replicas: data.spec.replicas.unwrap_or(1),
             selector: data.spec.selector,
             template: data.spec.template,
-            strategy: data.spec.strategy.and_then(|s| s.type_).unwrap_or_else(|| "RollingUpdate".to_owned()),
+            strategy: data
+                .spec
+                .strategy
+                .and_then(|s| s.type_)
+                .unwrap_or_else(|| "RollingUpdate".to_owned()),
             paused: data.spec.paused,
             status: data.status,
         })
@@ -94,7 +98,9 @@ impl Workload {
     /// Names of the containers in the template.
     #[must_use]
     pub fn container_names(&self) -> Vec<String> {
-        containers(&self.template).filter_map(|c| Some(c.get("name")?.as_str()?.to_owned())).collect()
+        containers(&self.template)
+            .filter_map(|c| Some(c.get("name")?.as_str()?.to_owned()))
+            .collect()
     }
 
     /// Image of the named container, or of the first.
@@ -124,7 +130,9 @@ impl Workload {
     #[must_use]
     pub fn replica_failure(&self) -> Option<String> {
         let conditions = self.status.conditions.as_deref().unwrap_or_default();
-        let failure = conditions.iter().find(|c| c.type_.as_deref() == Some("ReplicaFailure") && c.status.as_deref() == Some("True"))?;
+        let failure = conditions
+            .iter()
+            .find(|c| c.type_.as_deref() == Some("ReplicaFailure") && c.status.as_deref() == Some("True"))?;
         Some(failure.message.clone().unwrap_or_default())
     }
 }
@@ -133,11 +141,19 @@ impl Workload {
 #[must_use]
 pub fn pod_labels(template: &Value) -> BTreeMap<String, String> {
     let labels = template.pointer("/metadata/labels").and_then(Value::as_object);
-    labels.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+    labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+        .collect()
 }
 
 fn containers(template: &Value) -> impl Iterator<Item = &Value> {
-    template.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten()
+    template
+        .pointer("/spec/containers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 /// Image of the named container in a pod template, or of the first.
@@ -152,7 +168,11 @@ pub fn image(template: &Value, container: Option<&str>) -> Option<String> {
 pub fn revision(value: &Value) -> String {
     let mut hash = Sha256::new();
     feed(value, &mut hash);
-    hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(5)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn feed(value: &Value, hash: &mut Sha256) {
@@ -188,7 +208,11 @@ mod tests {
         let one = json!({"a": 1, "b": {"c": [1, 2], "d": null}});
         let same: Value = serde_json::from_str(r#"{"b": {"c": [1, 2]}, "a": 1}"#).unwrap();
         assert_eq!(revision(&one), revision(&same));
-        for other in [json!({"a": 1, "b": {"c": [2, 1]}}), json!({"a": "1", "b": {"c": [1, 2]}}), json!({"a": 1, "b": {"c": [12]}})] {
+        for other in [
+            json!({"a": 1, "b": {"c": [2, 1]}}),
+            json!({"a": "1", "b": {"c": [1, 2]}}),
+            json!({"a": 1, "b": {"c": [12]}}),
+        ] {
             assert_ne!(revision(&one), revision(&other), "{other}");
         }
     }
@@ -201,12 +225,19 @@ mod tests {
     #[test]
     fn a_rollout_is_over_when_only_new_available_pods_are_left_and_the_status_is_of_this_generation() {
         let spec = json!({"replicas": 2, "selector": {}, "template": {}});
-        let status = |seen, replicas, updated, available| {
-            json!({"observedGeneration": seen, "replicas": replicas, "updatedReplicas": updated, "availableReplicas": available})
-        };
+        let status = |seen, replicas, updated, available| json!({"observedGeneration": seen, "replicas": replicas, "updatedReplicas": updated, "availableReplicas": available});
         assert!(deployment(spec.clone(), status(3, 2, 2, 2)).rolled_out());
-        for unfinished in [status(2, 2, 2, 2), status(3, 3, 2, 2), status(3, 2, 1, 2), status(3, 2, 2, 1), json!({})] {
-            assert!(!deployment(spec.clone(), unfinished.clone()).rolled_out(), "{unfinished}");
+        for unfinished in [
+            status(2, 2, 2, 2),
+            status(3, 3, 2, 2),
+            status(3, 2, 1, 2),
+            status(3, 2, 2, 1),
+            json!({}),
+        ] {
+            assert!(
+                !deployment(spec.clone(), unfinished.clone()).rolled_out(),
+                "{unfinished}"
+            );
         }
     }
 }

@@ -37,7 +37,9 @@ pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Tim
 #[must_use]
 pub fn at_rest(release: &crate::api::CanaryRelease) -> bool {
     let status = release.status.as_ref();
-    let ended = status.and_then(|s| s.rollout.as_ref()).is_some_and(|r| r.stage == Stage::Ended && r.intent == hash::intent(&release.spec));
+    let ended = status
+        .and_then(|s| s.rollout.as_ref())
+        .is_some_and(|r| r.stage == Stage::Ended && r.intent == hash::intent(&release.spec));
     let guarded = release.finalizers().iter().any(|f| f == crate::api::FINALIZER);
     let deleting = release.metadata.deletion_timestamp.is_some();
     !guarded && (deleting || (ended && status.and_then(|s| s.observed_generation) == release.metadata.generation))
@@ -49,7 +51,9 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         return ending::deleted(draft);
     }
     let intent = hash::intent(&draft.seen.release.spec);
-    let Some(rollout) = draft.status.rollout.clone() else { return begin(draft, intent) };
+    let Some(rollout) = draft.status.rollout.clone() else {
+        return begin(draft, intent);
+    };
     if rollout.stage == Stage::Ended {
         if rollout.intent != intent {
             return begin(draft, intent);
@@ -58,8 +62,18 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         draft.decision.at_rest = true;
         return Flow::Wait;
     }
-    if rollout.intent != intent && matches!(rollout.stage, Stage::Preparing | Stage::Stepping | Stage::Promoting) && !promoting::committed(draft) {
-        return ending::turn_back(draft, rollout, Outcome::Superseded, "Superseded", "spec.canary or spec.target changed: version 1 gets all traffic back before the new version starts".to_owned());
+    if rollout.intent != intent
+        && matches!(rollout.stage, Stage::Preparing | Stage::Stepping | Stage::Promoting)
+        && !promoting::committed(draft)
+    {
+        return ending::turn_back(
+            draft,
+            rollout,
+            Outcome::Superseded,
+            "Superseded",
+            "spec.canary or spec.target changed: version 1 gets all traffic back before the new version starts"
+                .to_owned(),
+        );
     }
     match rollout.stage {
         Stage::Preparing => preparing(draft, rollout),
@@ -82,11 +96,21 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         Ok(ground) => ground,
         Err(findings) => return stalled(draft, &findings),
     };
-    let Some(stable) = &draft.seen.stable else { return Flow::Wait };
+    let Some(stable) = &draft.seen.stable else {
+        return Flow::Wait;
+    };
     let merged = match &draft.seen.merged {
         Some(Ok(merged)) => merged,
         Some(Err(message)) => return stalled(draft, &[Finding::new("TemplateRefused", refused(message))]),
-        None => return stalled(draft, &[Finding::new("TemplateUnknown", "the API server was not asked yet what version 2's pod template is")]),
+        None => {
+            return stalled(
+                draft,
+                &[Finding::new(
+                    "TemplateUnknown",
+                    "the API server was not asked yet what version 2's pod template is",
+                )],
+            );
+        }
     };
     let template = merged.pointer("/spec/template").cloned().unwrap_or_default();
     let revision = revision(&template);
@@ -105,7 +129,10 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         stable_revision: stable.revision(),
         service: ground.service.name_any(),
         ingresses: ground.ingresses.iter().map(|i| i.name_any()).collect(),
-        canary: CanaryObjects { deployment: format!("{}{suffix}", stable.name), service: format!("{}{suffix}", ground.service.name_any()) },
+        canary: CanaryObjects {
+            deployment: format!("{}{suffix}", stable.name),
+            service: format!("{}{suffix}", ground.service.name_any()),
+        },
         exposed: false,
         reached: Vec::new(),
         outcome: None,
@@ -117,8 +144,12 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
     draft.status.stable_image = stable.image(Some(&ground.container));
     draft.status.canary_pods = None;
     draft.status.revision = Some(revision.clone());
-    if revision == stable.revision() && draft.seen.own_deployments.is_empty() && draft.own_ingresses().next().is_none() {
-        let message = format!("Deployment {} already runs this version: there is nothing to release", stable.name);
+    if revision == stable.revision() && draft.seen.own_deployments.is_empty() && draft.own_ingresses().next().is_none()
+    {
+        let message = format!(
+            "Deployment {} already runs this version: there is nothing to release",
+            stable.name
+        );
         (rollout.stage, rollout.outcome) = (Stage::Ended, Some(Outcome::Promoted));
         (rollout.reason, rollout.detail) = (Some("AlreadyRunning".to_owned()), Some(message.clone()));
         draft.status.rollout = Some(rollout);
@@ -128,11 +159,19 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         return Flow::Wait;
     }
     // What is ours but of another revision was made for a spec that changed before it was recorded.
-    let mine = |own: &Workload| own.name == rollout.canary.deployment && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision);
-    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting) {
+    let mine = |own: &Workload| {
+        own.name == rollout.canary.deployment
+            && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
+    };
+    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
+    {
         let mut since = None;
         draft.drain(&mut since, false, "an earlier release left this");
-        draft.say(Phase::Pending, "CleaningUp", "removing what an earlier release left before this one starts");
+        draft.say(
+            Phase::Pending,
+            "CleaningUp",
+            "removing what an earlier release left before this one starts",
+        );
         return Flow::Wait;
     }
     draft.take_finalizer();
@@ -140,15 +179,32 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         return stalled(draft, &[finding]);
     }
     let images = images(draft);
-    draft.note(Level::Normal, "ReleaseStarted", format!("{images}: waiting for version 2's pods; {} steps up to {}% follow", schedule.len(), schedule.weight(schedule.len())));
-    draft.say(Phase::Pending, "CanaryStarting", format!("waiting for the pods of Deployment {} to be ready; no request goes there yet", rollout.canary.deployment));
+    draft.note(
+        Level::Normal,
+        "ReleaseStarted",
+        format!(
+            "{images}: waiting for version 2's pods; {} steps up to {}% follow",
+            schedule.len(),
+            schedule.weight(schedule.len())
+        ),
+    );
+    draft.say(
+        Phase::Pending,
+        "CanaryStarting",
+        format!(
+            "waiting for the pods of Deployment {} to be ready; no request goes there yet",
+            rollout.canary.deployment
+        ),
+    );
     draft.deadline(&rollout);
     draft.status.rollout = Some(rollout);
     Flow::Wait
 }
 
 fn refused(message: &str) -> String {
-    format!("the API server refuses Deployment with spec.canary.template and image merged in: {message}; correct spec.canary")
+    format!(
+        "the API server refuses Deployment with spec.canary.template and image merged in: {message}; correct spec.canary"
+    )
 }
 
 fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
@@ -159,17 +215,34 @@ fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
 /// `app:v1 -> app:v2`, for messages.
 pub(super) fn images(draft: &Draft<'_>) -> String {
     let or = |image: &Option<String>| image.clone().unwrap_or_else(|| "?".to_owned());
-    format!("{} -> {}", or(&draft.status.stable_image), or(&draft.status.canary_image))
+    format!(
+        "{} -> {}",
+        or(&draft.status.stable_image),
+        or(&draft.status.canary_image)
+    )
 }
 
 /// How many pods the canary has for a weight: fixed, or its share of version 1's.
 pub(super) fn pods(draft: &Draft<'_>, weight: Weight) -> i32 {
     let stable = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
-    draft.seen.release.spec.canary.replicas.unwrap_or_else(|| weight.pods_of(stable))
+    draft
+        .seen
+        .release
+        .spec
+        .canary
+        .replicas
+        .unwrap_or_else(|| weight.pods_of(stable))
 }
 
 /// Makes what is missing of version 2's Deployment and Service.
-fn make(draft: &mut Draft<'_>, rollout: &Rollout, ground: &Ground, merged: &Value, revision: &str, first: Weight) -> Result<(), Finding> {
+fn make(
+    draft: &mut Draft<'_>,
+    rollout: &Rollout,
+    ground: &Ground,
+    merged: &Value,
+    revision: &str,
+    first: Weight,
+) -> Result<(), Finding> {
     let owner = draft.owner();
     let suffix = &draft.seen.release.spec.canary.suffix;
     let template = merged.pointer("/spec/template").cloned().unwrap_or_default();
@@ -177,14 +250,35 @@ fn make(draft: &mut Draft<'_>, rollout: &Rollout, ground: &Ground, merged: &Valu
         .map_err(|error| Finding::new("SelectorOverlap", error.to_string()))?;
     let pods = pods(draft, first);
     let deployment = render::deployment(merged, &rollout.canary.deployment, &owner, revision, &labels, pods);
-    let selector = deployment.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
-    let selector = selector.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+    let selector = deployment
+        .pointer("/spec/selector/matchLabels")
+        .and_then(Value::as_object);
+    let selector = selector
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+        .collect();
     let service = render::service(&ground.service, &rollout.canary.service, &owner, &selector);
     if draft.canary(rollout).is_none() {
-        draft.write(Kind::Deployment, &rollout.canary.deployment, Op::Create(deployment), "version 2's pods");
+        draft.write(
+            Kind::Deployment,
+            &rollout.canary.deployment,
+            Op::Create(deployment),
+            "version 2's pods",
+        );
     }
-    if !draft.seen.services.iter().any(|s| s.name_any() == rollout.canary.service) {
-        draft.write(Kind::Service, &rollout.canary.service, Op::Create(service), "version 2's Service, for endpoints of its own");
+    if !draft
+        .seen
+        .services
+        .iter()
+        .any(|s| s.name_any() == rollout.canary.service)
+    {
+        draft.write(
+            Kind::Service,
+            &rollout.canary.service,
+            Op::Create(service),
+            "version 2's Service, for endpoints of its own",
+        );
     }
     Ok(())
 }
@@ -194,7 +288,11 @@ fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = ending::found_wanting(draft, &rollout) {
         return flow;
     }
-    let service_there = draft.seen.services.iter().any(|s| s.name_any() == rollout.canary.service);
+    let service_there = draft
+        .seen
+        .services
+        .iter()
+        .any(|s| s.name_any() == rollout.canary.service);
     if draft.canary(&rollout).is_none() || !service_there {
         return remake(draft, rollout);
     }
@@ -203,10 +301,20 @@ fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if usize::try_from(wanted).is_ok_and(|wanted| ready < wanted) {
         let deadline = draft.deadline(&rollout);
         if deadline.is_zero() {
-            let message = format!("{ready} of {wanted} pods of Deployment {} were ready after {} (spec.progressDeadline)", rollout.canary.deployment, draft.seen.release.spec.progress_deadline);
+            let message = format!(
+                "{ready} of {wanted} pods of Deployment {} were ready after {} (spec.progressDeadline)",
+                rollout.canary.deployment, draft.seen.release.spec.progress_deadline
+            );
             return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
         }
-        draft.say(Phase::Pending, "CanaryStarting", format!("waiting for the pods of Deployment {} to be ready; no request goes there yet", rollout.canary.deployment));
+        draft.say(
+            Phase::Pending,
+            "CanaryStarting",
+            format!(
+                "waiting for the pods of Deployment {} to be ready; no request goes there yet",
+                rollout.canary.deployment
+            ),
+        );
         return Flow::Wait;
     }
     rollout.stage = Stage::Stepping;
@@ -227,7 +335,13 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
     };
     let now = revision(merged.pointer("/spec/template").unwrap_or(&Value::Null));
     if draft.status.revision.as_ref() != Some(&now) {
-        return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", ending::stable_changed(draft));
+        return ending::turn_back(
+            draft,
+            rollout,
+            Outcome::RolledBack,
+            "StableChanged",
+            ending::stable_changed(draft),
+        );
     }
     let first = schedule::schedule(&draft.seen.release.spec).map_or(Weight::ZERO, |s| s.weight(1));
     if let Err(finding) = make(draft, &rollout, &ground, merged, &now, first) {

@@ -3,7 +3,8 @@
 use super::{Decision, Finding, Kind, Level, Note, Op, Write};
 use crate::{
     api::{
-        CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, Stage, Weight, conditions as types, set_condition,
+        CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, Stage, Weight,
+        conditions as types, set_condition,
     },
     observe::{Observed, Workload},
     render::{Owner, owned_by},
@@ -57,7 +58,17 @@ impl<'a> Draft<'a> {
         status.observed_generation = seen.release.metadata.generation;
         status.next_advance_at = None;
         let phase = status.phase.unwrap_or(Phase::Pending);
-        Self { seen, routing, settle, now, status, decision: Parts::default(), steered: None, phase, reason: "Pending" }
+        Self {
+            seen,
+            routing,
+            settle,
+            now,
+            status,
+            decision: Parts::default(),
+            steered: None,
+            phase,
+            reason: "Pending",
+        }
     }
 
     // === What is there
@@ -76,7 +87,10 @@ impl<'a> Draft<'a> {
 
     pub fn own_ingresses(&self) -> impl Iterator<Item = &'a Arc<Ingress>> + use<'a> {
         let uid = self.uid();
-        self.seen.ingresses.iter().filter(move |ingress| owned_by(ingress.meta(), &uid))
+        self.seen
+            .ingresses
+            .iter()
+            .filter(move |ingress| owned_by(ingress.meta(), &uid))
     }
 
     pub fn ready(&self, service: &str) -> usize {
@@ -85,22 +99,37 @@ impl<'a> Draft<'a> {
 
     /// The canary's Deployment, unless it is being deleted.
     pub fn canary(&self, rollout: &Rollout) -> Option<&'a Workload> {
-        self.seen.own_deployments.iter().find(|own| own.name == rollout.canary.deployment && !own.deleting)
+        self.seen
+            .own_deployments
+            .iter()
+            .find(|own| own.name == rollout.canary.deployment && !own.deleting)
     }
 
     /// The largest weight that any live canary Ingress expresses.
     pub fn live_weight(&self) -> Weight {
-        self.own_ingresses().map(|ingress| self.routing.split(ingress).weight).max().unwrap_or_default()
+        self.own_ingresses()
+            .map(|ingress| self.routing.split(ingress).weight)
+            .max()
+            .unwrap_or_default()
     }
 
     // === What to do
 
     pub fn write(&mut self, kind: Kind, name: &str, op: Op, why: impl Into<String>) {
-        self.decision.writes.push(Write { kind, name: name.to_owned(), op, why: why.into() });
+        self.decision.writes.push(Write {
+            kind,
+            name: name.to_owned(),
+            op,
+            why: why.into(),
+        });
     }
 
     pub fn note(&mut self, level: Level, reason: &str, message: impl Into<String>) {
-        self.decision.notes.push(Note { level, reason: reason.to_owned(), message: message.into() });
+        self.decision.notes.push(Note {
+            level,
+            reason: reason.to_owned(),
+            message: message.into(),
+        });
     }
 
     /// Takes the finalizer before the first object is made.
@@ -109,19 +138,40 @@ impl<'a> Draft<'a> {
         if metadata.finalizers.iter().flatten().any(|f| f == FINALIZER) {
             return;
         }
-        let finalizers: Vec<_> = metadata.finalizers.iter().flatten().map(String::as_str).chain([FINALIZER]).collect();
+        let finalizers: Vec<_> = metadata
+            .finalizers
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .chain([FINALIZER])
+            .collect();
         let patch = json!({"metadata": {"finalizers": finalizers}});
         let version = metadata.resource_version.clone().unwrap_or_default();
-        self.write(Kind::CanaryRelease, &self.seen.release.name_any(), Op::Merge { version, patch }, "guard the traffic before objects are made");
+        self.write(
+            Kind::CanaryRelease,
+            &self.seen.release.name_any(),
+            Op::Merge { version, patch },
+            "guard the traffic before objects are made",
+        );
     }
 
     /// Scales the canary up to `pods`; never down, for pods go after their traffic.
     /// Returns whether so many are ready, by the Service's endpoints.
     pub fn scale(&mut self, rollout: &Rollout, pods: i32, why: &str) -> bool {
-        let Some(canary) = self.canary(rollout) else { return false };
+        let Some(canary) = self.canary(rollout) else {
+            return false;
+        };
         if canary.replicas < pods {
             let patch = json!({"spec": {"replicas": pods}});
-            self.write(Kind::Deployment, &canary.name, Op::Merge { version: canary.version.clone(), patch }, why);
+            self.write(
+                Kind::Deployment,
+                &canary.name,
+                Op::Merge {
+                    version: canary.version.clone(),
+                    patch,
+                },
+                why,
+            );
             return false;
         }
         usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
@@ -133,15 +183,25 @@ impl<'a> Draft<'a> {
         let owner = self.owner();
         let own: Vec<_> = self.own_ingresses().collect();
         let mut wrote = false;
-        for stable in self.seen.ingresses.iter().filter(|i| rollout.ingresses.contains(&i.name_any())) {
+        for stable in self
+            .seen
+            .ingresses
+            .iter()
+            .filter(|i| rollout.ingresses.contains(&i.name_any()))
+        {
             let name = format!("{}{suffix}", stable.name_any());
-            let services = Services { stable: &rollout.service, canary: &rollout.canary.service };
+            let services = Services {
+                stable: &rollout.service,
+                canary: &rollout.canary.service,
+            };
             let wanted = self.routing.canary(stable, &name, &owner, services, split);
             let op = match own.iter().find(|live| live.name_any() == name) {
                 None => Some(Op::Create(wanted)),
                 Some(live) => {
                     let version = live.resource_version().unwrap_or_default();
-                    self.routing.correction(live, &wanted).map(|patch| Op::Merge { version, patch })
+                    self.routing
+                        .correction(live, &wanted)
+                        .map(|patch| Op::Merge { version, patch })
                 }
             };
             if let Some(op) = op {
@@ -161,7 +221,10 @@ impl<'a> Draft<'a> {
         let live: Vec<_> = self.own_ingresses().collect();
         if !live.is_empty() {
             for ingress in live.iter().filter(|i| i.metadata.deletion_timestamp.is_none()) {
-                let op = Op::Delete { uid: ingress.uid().unwrap_or_default(), version: ingress.resource_version() };
+                let op = Op::Delete {
+                    uid: ingress.uid().unwrap_or_default(),
+                    version: ingress.resource_version(),
+                };
                 self.write(Kind::Ingress, &ingress.name_any(), op, why);
             }
             self.steered = Some(Weight::ZERO);
@@ -180,10 +243,26 @@ impl<'a> Draft<'a> {
         let uid = self.uid();
         let services: Vec<_> = self.seen.services.iter().filter(|s| owned_by(s.meta(), &uid)).collect();
         for own in self.seen.own_deployments.iter().filter(|own| !own.deleting) {
-            self.write(Kind::Deployment, &own.name, Op::Delete { uid: own.uid.clone(), version: None }, why);
+            self.write(
+                Kind::Deployment,
+                &own.name,
+                Op::Delete {
+                    uid: own.uid.clone(),
+                    version: None,
+                },
+                why,
+            );
         }
         for own in services.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
-            self.write(Kind::Service, &own.name_any(), Op::Delete { uid: own.uid().unwrap_or_default(), version: None }, why);
+            self.write(
+                Kind::Service,
+                &own.name_any(),
+                Op::Delete {
+                    uid: own.uid().unwrap_or_default(),
+                    version: None,
+                },
+                why,
+            );
         }
         services.is_empty() && self.seen.own_deployments.is_empty()
     }
@@ -217,7 +296,11 @@ impl<'a> Draft<'a> {
     /// A person is needed before this can start.
     pub fn stall(&mut self, findings: &[Finding]) {
         let reason = findings.first().map_or("Stalled", |finding| finding.reason);
-        let message = findings.iter().map(|finding| finding.message.as_str()).collect::<Vec<_>>().join("; ");
+        let message = findings
+            .iter()
+            .map(|finding| finding.message.as_str())
+            .collect::<Vec<_>>()
+            .join("; ");
         let known = self.status.phase == Some(Phase::Stalled) && self.status.message.as_deref() == Some(&message);
         if !known {
             self.note(Level::Warning, reason, message.clone());
@@ -264,16 +347,34 @@ impl<'a> Draft<'a> {
         if let Some(rollout) = running {
             if let Some(canary) = self.canary(rollout) {
                 let failed = self.seen.failure.clone();
-                let told = self.status.canary_pods.take().filter(|_| rollout.stage == Stage::RollingBack).map(|pods| (pods.reason, pods.log));
-                let (reason, log) = failed.map(|(failure, log)| (Some(failure.reason), log)).or(told).unwrap_or_default();
+                let told = self
+                    .status
+                    .canary_pods
+                    .take()
+                    .filter(|_| rollout.stage == Stage::RollingBack)
+                    .map(|pods| (pods.reason, pods.log));
+                let (reason, log) = failed
+                    .map(|(failure, log)| (Some(failure.reason), log))
+                    .or(told)
+                    .unwrap_or_default();
                 let ready = i32::try_from(self.ready(&rollout.canary.service)).unwrap_or(i32::MAX);
-                self.status.canary_pods = Some(CanaryPods { ready, desired: canary.replicas, reason, log });
+                self.status.canary_pods = Some(CanaryPods {
+                    ready,
+                    desired: canary.replicas,
+                    reason,
+                    log,
+                });
             }
         } else if rollout.as_ref().is_some_and(|r| r.outcome == Some(Outcome::Promoted)) {
             self.status.canary_pods = None;
         }
-        let ended_at = rollout.as_ref().filter(|r| r.outcome == Some(Outcome::RolledBack)).map(|_| "0".to_owned());
-        self.status.weight = running.map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string()).or(ended_at);
+        let ended_at = rollout
+            .as_ref()
+            .filter(|r| r.outcome == Some(Outcome::RolledBack))
+            .map(|_| "0".to_owned());
+        self.status.weight = running
+            .map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string())
+            .or(ended_at);
         self.set_conditions(rollout.as_ref());
     }
 
@@ -300,18 +401,45 @@ impl<'a> Draft<'a> {
         set(types::RECONCILING, !over, reason, String::new());
         // kstatus reads Stalled as "failed": a rolled-back release waits for a person too.
         let stalled = matches!(phase, Stalled | RolledBack);
-        set(types::STALLED, stalled, reason, if stalled { message.clone() } else { String::new() });
+        set(
+            types::STALLED,
+            stalled,
+            reason,
+            if stalled { message.clone() } else { String::new() },
+        );
         let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
-        set(types::PREFLIGHT_PASSED, !blocked, if blocked { reason } else { "Fits" }, if blocked { message.clone() } else { String::new() });
+        set(
+            types::PREFLIGHT_PASSED,
+            !blocked,
+            if blocked { reason } else { "Fits" },
+            if blocked { message.clone() } else { String::new() },
+        );
         if let Some(rollout) = rollout {
-            let why = self.seen.failure.as_ref().map_or(if available { "EndpointsReady" } else { "NoReadyEndpoints" }, |(f, _)| f.reason.as_str());
+            let why = self.seen.failure.as_ref().map_or(
+                if available {
+                    "EndpointsReady"
+                } else {
+                    "NoReadyEndpoints"
+                },
+                |(f, _)| f.reason.as_str(),
+            );
             if rollout.stage != Stage::Ended {
                 set(types::CANARY_AVAILABLE, available, why, String::new());
             }
             let ended = rollout.stage == Stage::Ended;
             let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());
-            set(types::PROMOTED, ended && outcome == Some(Outcome::Promoted), &result, String::new());
-            set(types::ROLLED_BACK, ended && outcome == Some(Outcome::RolledBack), &result, String::new());
+            set(
+                types::PROMOTED,
+                ended && outcome == Some(Outcome::Promoted),
+                &result,
+                String::new(),
+            );
+            set(
+                types::ROLLED_BACK,
+                ended && outcome == Some(Outcome::RolledBack),
+                &result,
+                String::new(),
+            );
         }
     }
 }

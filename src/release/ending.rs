@@ -16,25 +16,62 @@ const DELETION_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Whether version 2 fails, or version 1 is no longer what the release was measured against.
 pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<Flow> {
-    let same = draft.seen.stable.as_ref().is_some_and(|stable| stable.revision() == rollout.stable_revision);
+    let same = draft
+        .seen
+        .stable
+        .as_ref()
+        .is_some_and(|stable| stable.revision() == rollout.stable_revision);
     if !same {
         let message = stable_changed(draft);
-        return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, "StableChanged", message));
+        return Some(turn_back(
+            draft,
+            rollout.clone(),
+            Outcome::RolledBack,
+            "StableChanged",
+            message,
+        ));
     }
     if let Some((failure, log)) = draft.seen.failure.clone() {
         let said = log.or(Some(failure.message).filter(|m| !m.is_empty()));
-        let exit = failure.exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
+        let exit = failure
+            .exit_code
+            .map(|code| format!(" (exit code {code})"))
+            .unwrap_or_default();
         let said = said.map(|line| format!(": {line}")).unwrap_or_default();
-        let message = format!("container {} of version 2 is in {}{exit}{said}", failure.container, failure.reason);
-        return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, &failure.reason, message));
+        let message = format!(
+            "container {} of version 2 is in {}{exit}{said}",
+            failure.container, failure.reason
+        );
+        return Some(turn_back(
+            draft,
+            rollout.clone(),
+            Outcome::RolledBack,
+            &failure.reason,
+            message,
+        ));
     }
-    if let Some(why) = draft.canary(rollout).and_then(super::super::observe::Workload::replica_failure) {
+    if let Some(why) = draft
+        .canary(rollout)
+        .and_then(super::super::observe::Workload::replica_failure)
+    {
         let message = format!("Deployment {} cannot make its pods: {why}", rollout.canary.deployment);
-        return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, "ReplicaFailure", message));
+        return Some(turn_back(
+            draft,
+            rollout.clone(),
+            Outcome::RolledBack,
+            "ReplicaFailure",
+            message,
+        ));
     }
     if rollout.stage != Stage::Preparing && draft.canary(rollout).is_none() {
         let message = format!("Deployment {} was deleted by somebody else", rollout.canary.deployment);
-        return Some(turn_back(draft, rollout.clone(), Outcome::RolledBack, "CanaryDeleted", message));
+        return Some(turn_back(
+            draft,
+            rollout.clone(),
+            Outcome::RolledBack,
+            "CanaryDeleted",
+            message,
+        ));
     }
     None
 }
@@ -43,13 +80,25 @@ pub(super) fn stable_changed(draft: &Draft<'_>) -> String {
     let name = &draft.seen.release.spec.target.deployment;
     match draft.seen.stable {
         None => format!("Deployment {name} was deleted while version 2 was being released"),
-        Some(_) => format!("the pod template of Deployment {name} was changed by somebody else, so what was measured against it no longer holds"),
+        Some(_) => format!(
+            "the pod template of Deployment {name} was changed by somebody else, so what was measured against it no longer holds"
+        ),
     }
 }
 
 /// Decides that traffic returns to version 1, and begins with it in the same round.
-pub(super) fn turn_back(draft: &mut Draft<'_>, mut rollout: Rollout, outcome: Outcome, reason: &str, message: String) -> Flow {
-    let level = if outcome == Outcome::RolledBack { Level::Warning } else { Level::Normal };
+pub(super) fn turn_back(
+    draft: &mut Draft<'_>,
+    mut rollout: Rollout,
+    outcome: Outcome,
+    reason: &str,
+    message: String,
+) -> Flow {
+    let level = if outcome == Outcome::RolledBack {
+        Level::Warning
+    } else {
+        Level::Normal
+    };
     draft.note(level, "RollingBack", format!("{reason}: {message}"));
     rollout.stage = Stage::RollingBack;
     rollout.outcome = Some(outcome);
@@ -66,7 +115,11 @@ pub(super) fn rolling_back(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow 
     let mut since = rollout.drained_since.take();
     let gone = draft.drain(&mut since, rollout.exposed, &detail);
     rollout.drained_since = since;
-    draft.say(Phase::RollingBack, "RollingBack", format!("version 1 gets all requests, version 2 is being removed: {detail}"));
+    draft.say(
+        Phase::RollingBack,
+        "RollingBack",
+        format!("version 1 gets all requests, version 2 is being removed: {detail}"),
+    );
     if gone {
         let reason = rollout.reason.clone().unwrap_or_default();
         return end(draft, rollout, outcome, reason, detail);
@@ -76,7 +129,13 @@ pub(super) fn rolling_back(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow 
 }
 
 /// Records how the release ended.
-pub(super) fn end(draft: &mut Draft<'_>, mut rollout: Rollout, outcome: Outcome, reason: String, message: String) -> Flow {
+pub(super) fn end(
+    draft: &mut Draft<'_>,
+    mut rollout: Rollout,
+    outcome: Outcome,
+    reason: String,
+    message: String,
+) -> Flow {
     rollout.stage = Stage::Ended;
     rollout.outcome = Some(outcome);
     (rollout.reason, rollout.detail) = (Some(reason.clone()), Some(message.clone()));
@@ -102,7 +161,11 @@ pub(super) fn end(draft: &mut Draft<'_>, mut rollout: Rollout, outcome: Outcome,
         }
         Outcome::RolledBack => {
             let message = format!("rolled back: {message}");
-            draft.note(Level::Warning, "RolledBack", format!("{message}; change spec.canary to try again"));
+            draft.note(
+                Level::Warning,
+                "RolledBack",
+                format!("{message}; change spec.canary to try again"),
+            );
             draft.say(Phase::RolledBack, "RolledBack", message);
         }
         Outcome::Aborted | Outcome::Superseded => {
@@ -112,21 +175,35 @@ pub(super) fn end(draft: &mut Draft<'_>, mut rollout: Rollout, outcome: Outcome,
     }
     // A superseded release is followed by the next at once, which would only take the finalizer again.
     draft.decision.release_finalizer = outcome != Outcome::Superseded;
-    draft.look_again(if outcome == Outcome::Superseded { Duration::ZERO } else { Duration::from_secs(300) });
+    draft.look_again(if outcome == Outcome::Superseded {
+        Duration::ZERO
+    } else {
+        Duration::from_secs(300)
+    });
     Flow::Wait
 }
 
 /// The `CanaryRelease` is being deleted: the same way back, and never a stuck finalizer.
 pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     let ended = draft.stage() == Some(Stage::Ended);
-    let asked: Timestamp = draft.seen.release.metadata.deletion_timestamp.as_ref().map_or(draft.now, |at| at.0);
+    let asked: Timestamp = draft
+        .seen
+        .release
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .map_or(draft.now, |at| at.0);
     let overdue = draft.until(asked, DELETION_DEADLINE + draft.settle).is_zero();
     let mut rollout = draft.status.rollout.clone();
     let exposed = rollout.as_ref().is_some_and(|r| r.exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
     if ended || overdue || draft.drain(&mut since, exposed, "the CanaryRelease is being deleted") {
         if overdue {
-            draft.note(Level::Warning, "CleanupOverdue", "the canary's objects could not be removed in time: the garbage collector removes them now");
+            draft.note(
+                Level::Warning,
+                "CleanupOverdue",
+                "the canary's objects could not be removed in time: the garbage collector removes them now",
+            );
         }
         draft.decision.writes.retain(|write| write.kind != Kind::CanaryRelease);
         draft.decision.release_finalizer = true;
@@ -135,13 +212,21 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     }
     if let Some(mut rollout) = rollout {
         if rollout.stage != Stage::RollingBack {
-            draft.note(Level::Normal, "Aborted", "the CanaryRelease is being deleted: version 1 gets all requests back");
+            draft.note(
+                Level::Normal,
+                "Aborted",
+                "the CanaryRelease is being deleted: version 1 gets all requests back",
+            );
         }
         (rollout.stage, rollout.outcome) = (Stage::RollingBack, Some(Outcome::Aborted));
         rollout.drained_since = since;
         draft.status.rollout = Some(rollout);
     }
-    draft.say(Phase::RollingBack, "Aborted", "the CanaryRelease is being deleted: version 1 gets all requests, version 2 is being removed");
+    draft.say(
+        Phase::RollingBack,
+        "Aborted",
+        "the CanaryRelease is being deleted: version 1 gets all requests, version 2 is being removed",
+    );
     draft.look_again(draft.settle);
     Flow::Wait
 }

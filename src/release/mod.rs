@@ -2,13 +2,13 @@
 
 mod decide;
 mod decision;
+mod draft;
 mod ending;
 mod hash;
 mod preflight;
 mod promoting;
 mod schedule;
 mod stepping;
-mod draft;
 
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};

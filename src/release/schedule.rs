@@ -31,7 +31,8 @@ impl Schedule {
     /// Weight of step `number`; that of the last step past the end, 0 for 0.
     #[must_use]
     pub fn weight(&self, number: u32) -> Weight {
-        self.step(number.min(self.len())).map_or(Weight::ZERO, |step| step.weight)
+        self.step(number.min(self.len()))
+            .map_or(Weight::ZERO, |step| step.weight)
     }
 
     /// Where a release goes on whose schedule changed while `weight` was in force: the first step not below it,
@@ -69,8 +70,16 @@ fn walk(ramp: &Ramp) -> Result<Vec<Step>, String> {
     if ramp.from > ramp.to {
         return Err("spec.ramp.from may not exceed spec.ramp.to".to_owned());
     }
-    let weights = std::iter::successors(Some(ramp.from), |at| (*at < ramp.to).then(|| at.saturating_add(ramp.by).min(ramp.to)));
-    Ok(weights.take(MOST_STEPS + 1).map(|weight| Step { weight, hold: ramp.every }).collect())
+    let weights = std::iter::successors(Some(ramp.from), |at| {
+        (*at < ramp.to).then(|| at.saturating_add(ramp.by).min(ramp.to))
+    });
+    Ok(weights
+        .take(MOST_STEPS + 1)
+        .map(|weight| Step {
+            weight,
+            hold: ramp.every,
+        })
+        .collect())
 }
 
 #[cfg(test)]
@@ -91,9 +100,15 @@ mod tests {
 
     #[test]
     fn a_ramp_ends_exactly_at_its_end() {
-        assert_eq!(ramp(json!(10), json!(10), json!(50)).unwrap(), ["10", "20", "30", "40", "50"]);
+        assert_eq!(
+            ramp(json!(10), json!(10), json!(50)).unwrap(),
+            ["10", "20", "30", "40", "50"]
+        );
         assert_eq!(ramp(json!(10), json!(30), json!(50)).unwrap(), ["10", "40", "50"]);
-        assert_eq!(ramp(json!("0.5"), json!("0.25"), json!(1)).unwrap(), ["0.5", "0.75", "1"]);
+        assert_eq!(
+            ramp(json!("0.5"), json!("0.25"), json!(1)).unwrap(),
+            ["0.5", "0.75", "1"]
+        );
         assert_eq!(ramp(json!(30), json!(10), json!(30)).unwrap(), ["30"]);
         assert_eq!(ramp(json!(90), json!(100), json!(100)).unwrap(), ["90", "100"]);
     }
@@ -103,10 +118,19 @@ mod tests {
         for (spec, word) in [
             (json!({}), "exactly one"),
             (json!({"steps": []}), "0 steps"),
-            (json!({"steps": [{"weight": 30, "hold": "1m"}, {"weight": 20, "hold": "1m"}]}), "fall"),
+            (
+                json!({"steps": [{"weight": 30, "hold": "1m"}, {"weight": 20, "hold": "1m"}]}),
+                "fall",
+            ),
             (json!({"ramp": {"from": 1, "by": 0, "to": 5, "every": "1m"}}), "ramp.by"),
-            (json!({"ramp": {"from": 6, "by": 1, "to": 5, "every": "1m"}}), "ramp.from"),
-            (json!({"ramp": {"from": 0, "by": "0.0001", "to": 100, "every": "1m"}}), "102 steps"),
+            (
+                json!({"ramp": {"from": 6, "by": 1, "to": 5, "every": "1m"}}),
+                "ramp.from",
+            ),
+            (
+                json!({"ramp": {"from": 0, "by": "0.0001", "to": 100, "every": "1m"}}),
+                "102 steps",
+            ),
         ] {
             let error = weights(spec).unwrap_err();
             assert!(error.contains(word), "{error}");

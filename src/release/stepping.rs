@@ -19,7 +19,14 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     let schedule = match schedule::schedule(&draft.seen.release.spec) {
         Ok(schedule) => schedule,
-        Err(message) => return hold(draft, rollout, "InvalidSpec", format!("{message}; the weight stays at {}%", draft.live_weight())),
+        Err(message) => {
+            return hold(
+                draft,
+                rollout,
+                "InvalidSpec",
+                format!("{message}; the weight stays at {}%", draft.live_weight()),
+            );
+        }
     };
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
@@ -34,29 +41,54 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         // What was interrupted starts over: a pod that is ready between two crashes is not ready.
         rollout.weight_since = Some(MicroTime(draft.now));
     }
-    if draft.steer(&rollout, Split { weight, step: rollout.step }, &format!("step {}: {weight}% to version 2", rollout.step)) {
+    if draft.steer(
+        &rollout,
+        Split {
+            weight,
+            step: rollout.step,
+        },
+        &format!("step {}: {weight}% to version 2", rollout.step),
+    ) {
         rollout.weight_since = Some(MicroTime(draft.now));
         rollout.exposed |= weight > Weight::ZERO;
         if rollout.step > 0 {
             draft.reached(&mut rollout, weight);
-            let message = format!("step {}/{}: {weight}% of the requests go to version 2", rollout.step, schedule.len());
+            let message = format!(
+                "step {}/{}: {weight}% of the requests go to version 2",
+                rollout.step,
+                schedule.len()
+            );
             draft.note(Level::Normal, "WeightChanged", message);
         }
     }
     draft.status.step = Some(format!("{}/{}", rollout.step, schedule.len()));
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let hold = schedule.step(rollout.step).map_or_else(Default::default, |step| step.hold);
+    let hold = schedule
+        .step(rollout.step)
+        .map_or_else(Default::default, |step| step.hold);
     let left = draft.until(written, draft.settle + hold.get());
     if left.is_zero() {
         return advance(draft, rollout, &schedule);
     }
     let at = draft.now + left;
-    let next = if rollout.step == schedule.len() { "promotion".to_owned() } else { format!("{}%", schedule.weight(rollout.step + 1)) };
+    let next = if rollout.step == schedule.len() {
+        "promotion".to_owned()
+    } else {
+        format!("{}%", schedule.weight(rollout.step + 1))
+    };
     draft.status.next_advance_at = Some(Time(at));
     draft.look_again(left);
     rollout.waiting_since = MicroTime(at);
-    let share = if rollout.step == 0 { "no request goes to version 2 yet".to_owned() } else { format!("{weight}% of the requests go to version 2") };
-    draft.say(Phase::Progressing, "Stepping", format!("{share}; {next} at {}", clock(at)));
+    let share = if rollout.step == 0 {
+        "no request goes to version 2 yet".to_owned()
+    } else {
+        format!("{weight}% of the requests go to version 2")
+    };
+    draft.say(
+        Phase::Progressing,
+        "Stepping",
+        format!("{share}; {next} at {}", clock(at)),
+    );
     draft.status.rollout = Some(rollout);
     Flow::Wait
 }
@@ -71,16 +103,34 @@ pub(super) fn clock(at: jiff::Timestamp) -> String {
 /// A release that may not raise the weight: version 2 or version 1 has nobody to answer.
 fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
     if draft.ready(&rollout.canary.service) == 0 {
-        let share = if rollout.exposed { ", so nginx sends its share of the requests to version 1" } else { "; no request goes there yet" };
+        let share = if rollout.exposed {
+            ", so nginx sends its share of the requests to version 1"
+        } else {
+            "; no request goes there yet"
+        };
         let message = format!("Service {} has no ready endpoint{share}", rollout.canary.service);
         return Some(("CanaryUnavailable", message));
     }
     if draft.ready(&rollout.service) == 0 {
-        let message = format!("Service {} has no ready endpoint: nginx answers 503 to everyone, whatever the weight", rollout.service);
+        let message = format!(
+            "Service {} has no ready endpoint: nginx answers 503 to everyone, whatever the weight",
+            rollout.service
+        );
         return Some(("StableUnavailable", message));
     }
-    let missing = rollout.ingresses.iter().find(|name| !draft.seen.ingresses.iter().any(|i| kube::ResourceExt::name_any(i.as_ref()) == **name));
-    missing.map(|name| ("IngressNotFound", format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release")))
+    let missing = rollout.ingresses.iter().find(|name| {
+        !draft
+            .seen
+            .ingresses
+            .iter()
+            .any(|i| kube::ResourceExt::name_any(i.as_ref()) == **name)
+    });
+    missing.map(|name| {
+        (
+            "IngressNotFound",
+            format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release"),
+        )
+    })
 }
 
 fn hold(draft: &mut Draft<'_>, mut rollout: Rollout, reason: &'static str, message: String) -> Flow {
@@ -99,7 +149,10 @@ fn hold_until_deadline(draft: &mut Draft<'_>, mut rollout: Rollout, (reason, why
     }
     let left = draft.deadline(&rollout);
     if left.is_zero() {
-        let message = format!("{why}, for {} (spec.progressDeadline)", draft.seen.release.spec.progress_deadline);
+        let message = format!(
+            "{why}, for {} (spec.progressDeadline)",
+            draft.seen.release.spec.progress_deadline
+        );
         return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }
     let message = format!("{why}; rollback at {} unless that mends", clock(draft.now + left));
@@ -124,7 +177,12 @@ fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule
 /// Returns whether that step was already the promotion's.
 fn catch_up(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bool {
     let live = draft.own_ingresses().map(|ingress| draft.routing.split(ingress));
-    let Some(ahead) = live.filter(|split| split.step > rollout.step).max_by_key(|split| split.step) else { return false };
+    let Some(ahead) = live
+        .filter(|split| split.step > rollout.step)
+        .max_by_key(|split| split.step)
+    else {
+        return false;
+    };
     if ahead.step > schedule.len() {
         enter_promotion(draft, rollout);
         return true;
@@ -155,10 +213,20 @@ fn advance(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule) -> 
     if !draft.scale(&rollout, need, &format!("{weight}% of the requests are next")) {
         let left = draft.deadline(&rollout);
         if left.is_zero() {
-            let message = format!("Deployment {} did not get {need} ready pods within {} (spec.progressDeadline)", rollout.canary.deployment, draft.seen.release.spec.progress_deadline);
+            let message = format!(
+                "Deployment {} did not get {need} ready pods within {} (spec.progressDeadline)",
+                rollout.canary.deployment, draft.seen.release.spec.progress_deadline
+            );
             return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
         }
-        draft.say(Phase::Progressing, "ScalingCanary", format!("waiting for {need} ready pods of Deployment {} before {weight}% of the requests go there", rollout.canary.deployment));
+        draft.say(
+            Phase::Progressing,
+            "ScalingCanary",
+            format!(
+                "waiting for {need} ready pods of Deployment {} before {weight}% of the requests go there",
+                rollout.canary.deployment
+            ),
+        );
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }

@@ -14,7 +14,10 @@ pub fn promotion_patch(canary: &Canary, container: &str) -> Value {
             .and_then(|t| t.entry("spec").or_insert_with(|| json!({})).as_object_mut())
             .map(|spec| spec.entry("containers").or_insert_with(|| json!([])));
         if let Some(Value::Array(containers)) = containers {
-            match containers.iter_mut().find(|c| c.get("name").and_then(Value::as_str) == Some(container)) {
+            match containers
+                .iter_mut()
+                .find(|c| c.get("name").and_then(Value::as_str) == Some(container))
+            {
                 Some(Value::Object(overlaid)) => drop(overlaid.insert("image".to_owned(), json!(image))),
                 _ => containers.push(json!({"name": container, "image": image})),
             }
@@ -34,12 +37,20 @@ pub fn deployment(
     labels: &BTreeMap<String, String>,
     replicas: i32,
 ) -> Value {
-    let mut spec = merged.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut spec = merged
+        .get("spec")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
     let mut pod_labels = labels.clone();
     pod_labels.insert(LABEL_RELEASE.to_owned(), owner.name.clone());
     let selector = pod_selector(&spec, &pod_labels);
     pod_labels.insert(LABEL_REVISION.to_owned(), revision.to_owned());
-    if let Some(metadata) = spec.get_mut("template").and_then(|t| t.get_mut("metadata")).and_then(Value::as_object_mut) {
+    if let Some(metadata) = spec
+        .get_mut("template")
+        .and_then(|t| t.get_mut("metadata"))
+        .and_then(Value::as_object_mut)
+    {
         metadata.insert("labels".to_owned(), json!(pod_labels));
     }
     spec.insert("selector".to_owned(), json!({"matchLabels": selector}));
@@ -50,9 +61,17 @@ pub fn deployment(
 
 /// The keys that version 1's Deployment selects by, with version 2's values, and the release.
 fn pod_selector(spec: &Map<String, Value>, labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let stable = spec.get("selector").and_then(|s| s.get("matchLabels")).and_then(Value::as_object);
-    let keys = stable.into_iter().flat_map(Map::keys).map(String::as_str).chain([LABEL_RELEASE]);
-    keys.filter_map(|key| Some((key.to_owned(), labels.get(key)?.clone()))).collect()
+    let stable = spec
+        .get("selector")
+        .and_then(|s| s.get("matchLabels"))
+        .and_then(Value::as_object);
+    let keys = stable
+        .into_iter()
+        .flat_map(Map::keys)
+        .map(String::as_str)
+        .chain([LABEL_RELEASE]);
+    keys.filter_map(|key| Some((key.to_owned(), labels.get(key)?.clone())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -65,7 +84,9 @@ mod tests {
 
     #[test]
     fn the_image_joins_the_overlay_of_its_container() {
-        let canary = canary(json!({"image": "app:v2", "template": {"spec": {"containers": [{"name": "frontend", "command": ["python"]}]}}}));
+        let canary = canary(
+            json!({"image": "app:v2", "template": {"spec": {"containers": [{"name": "frontend", "command": ["python"]}]}}}),
+        );
         let expected = json!({"spec": {"template": {"spec": {"containers": [{"name": "frontend", "command": ["python"], "image": "app:v2"}]}}}});
         assert_eq!(promotion_patch(&canary, "frontend"), expected);
     }
@@ -82,8 +103,14 @@ mod tests {
             "replicas": 3, "paused": true, "minReadySeconds": 5, "futureField": {"kept": true},
             "selector": {"matchLabels": {"app": "web"}},
             "template": {"metadata": {"labels": {"app": "web", "tier": "front"}, "annotations": {"a": "b"}}, "spec": {"containers": [{"name": "web", "image": "app:v2"}]}}}});
-        let labels = BTreeMap::from([("app".to_owned(), "web-v2".to_owned()), ("tier".to_owned(), "front".to_owned())]);
-        let owner = Owner { name: "web".to_owned(), uid: "u1".to_owned() };
+        let labels = BTreeMap::from([
+            ("app".to_owned(), "web-v2".to_owned()),
+            ("tier".to_owned(), "front".to_owned()),
+        ]);
+        let owner = Owner {
+            name: "web".to_owned(),
+            uid: "u1".to_owned(),
+        };
         insta::assert_yaml_snapshot!(deployment(&merged, "web-v2", &owner, "abc", &labels, 1));
     }
 }

@@ -15,7 +15,10 @@ impl Owner {
     /// The release as owner.
     #[must_use]
     pub fn of(release: &CanaryRelease) -> Self {
-        Self { name: release.name_any(), uid: release.uid().unwrap_or_default() }
+        Self {
+            name: release.name_any(),
+            uid: release.uid().unwrap_or_default(),
+        }
     }
 
     /// Metadata of an object made for this release.
@@ -39,5 +42,9 @@ impl Owner {
 /// Whether an object was made for the release with this uid.
 #[must_use]
 pub fn owned_by(metadata: &ObjectMeta, uid: &str) -> bool {
-    metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid && owner.controller == Some(true))
+    metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.uid == uid && owner.controller == Some(true))
 }

@@ -35,7 +35,10 @@ mod tests {
             "type": "LoadBalancer", "clusterIP": "10.0.0.1", "publishNotReadyAddresses": true, "selector": {"app": "web"},
             "ports": [{"name": "http", "port": 80, "targetPort": "http", "nodePort": 30080, "protocol": "TCP", "appProtocol": "http"}]}}))
         .unwrap();
-        let owner = Owner { name: "web".to_owned(), uid: "u1".to_owned() };
+        let owner = Owner {
+            name: "web".to_owned(),
+            uid: "u1".to_owned(),
+        };
         let selector = BTreeMap::from([("app".to_owned(), "web-v2".to_owned())]);
         insta::assert_yaml_snapshot!(service(&stable, "web-v2", &owner, &selector));
     }

@@ -14,8 +14,13 @@ use serde_json::{Map, Value, json};
 
 /// Annotations of version 1's Ingress that the controller reads on a canary too: how pods are picked within the upstream.
 /// Everything else there is ignored on a canary, or leaks into the whole server (`auth-tls-*`, `proxy-ssl-*`).
-const HONOURED: [&str; 5] =
-    ["load-balance", "upstream-hash-by", "upstream-hash-by-subset", "upstream-hash-by-subset-size", "service-upstream"];
+const HONOURED: [&str; 5] = [
+    "load-balance",
+    "upstream-hash-by",
+    "upstream-hash-by-subset",
+    "upstream-hash-by-subset-size",
+    "service-upstream",
+];
 const LEGACY_CLASS: &str = "kubernetes.io/ingress.class";
 const CANARY: &str = "canary";
 const WEIGHT: &str = "canary-weight";
@@ -30,7 +35,9 @@ pub struct IngressNginx {
 
 impl Default for IngressNginx {
     fn default() -> Self {
-        Self { prefix: "nginx.ingress.kubernetes.io".to_owned() }
+        Self {
+            prefix: "nginx.ingress.kubernetes.io".to_owned(),
+        }
     }
 }
 
@@ -53,7 +60,10 @@ impl IngressNginx {
             annotations.insert(self.key(WEIGHT_TOTAL), json!(total.to_string()));
         }
         annotations.insert(ANNOTATION_STEP.to_owned(), json!(split.step.to_string()));
-        let copied = HONOURED.iter().map(|name| self.key(name)).chain([LEGACY_CLASS.to_owned()]);
+        let copied = HONOURED
+            .iter()
+            .map(|name| self.key(name))
+            .chain([LEGACY_CLASS.to_owned()]);
         for key in copied {
             if let Some(value) = stable.annotations().get(&key) {
                 annotations.insert(key, json!(value));
@@ -63,7 +73,9 @@ impl IngressNginx {
     }
 
     fn steers_traffic(&self, key: &str) -> bool {
-        key == ANNOTATION_STEP || key == LEGACY_CLASS || key.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('/'))
+        key == ANNOTATION_STEP
+            || key == LEGACY_CLASS
+            || key.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
@@ -83,14 +95,21 @@ impl Routing for IngressNginx {
 
     fn correction(&self, live: &Ingress, wanted: &Value) -> Option<Value> {
         let empty = Map::new();
-        let wanted_annotations = wanted.pointer("/metadata/annotations").and_then(Value::as_object).unwrap_or(&empty);
+        let wanted_annotations = wanted
+            .pointer("/metadata/annotations")
+            .and_then(Value::as_object)
+            .unwrap_or(&empty);
         let mut annotations = Map::new();
         for (key, value) in wanted_annotations {
             if live.annotations().get(key).map(String::as_str) != value.as_str() {
                 annotations.insert(key.clone(), value.clone());
             }
         }
-        for key in live.annotations().keys().filter(|key| self.steers_traffic(key) && !wanted_annotations.contains_key(*key)) {
+        for key in live
+            .annotations()
+            .keys()
+            .filter(|key| self.steers_traffic(key) && !wanted_annotations.contains_key(*key))
+        {
             annotations.insert(key.clone(), Value::Null);
         }
         let mut patch = Map::new();
@@ -113,15 +132,27 @@ impl Routing for IngressNginx {
     }
 
     fn is_canary(&self, ingress: &Ingress) -> bool {
-        self.annotation(ingress, CANARY).is_some_and(|v| ["1", "t", "T", "true", "TRUE", "True"].contains(&v))
+        self.annotation(ingress, CANARY)
+            .is_some_and(|v| ["1", "t", "T", "true", "TRUE", "True"].contains(&v))
     }
 
     fn split(&self, live: &Ingress) -> Split {
         let number = |name| self.annotation(live, name).and_then(|text| text.parse::<u32>().ok());
         let total = number(WEIGHT_TOTAL).filter(|total| *total > 100).unwrap_or(100);
-        let weight = if self.is_canary(live) { number(WEIGHT).unwrap_or(0) } else { 0 };
-        let step = live.annotations().get(ANNOTATION_STEP).and_then(|text| text.parse().ok()).unwrap_or(0);
-        Split { weight: Weight::from_ratio(weight, total), step }
+        let weight = if self.is_canary(live) {
+            number(WEIGHT).unwrap_or(0)
+        } else {
+            0
+        };
+        let step = live
+            .annotations()
+            .get(ANNOTATION_STEP)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        Split {
+            weight: Weight::from_ratio(weight, total),
+            step,
+        }
     }
 }
 
@@ -135,12 +166,20 @@ fn spec(stable: &Ingress, services: Services<'_>) -> Value {
             services.canary.clone_into(&mut service.name);
         }
     };
-    spec.default_backend = spec.default_backend.filter(|backend| leads_to(backend, services.stable)).map(|mut backend| {
-        redirect(&mut backend.service);
-        backend
-    });
+    spec.default_backend = spec
+        .default_backend
+        .filter(|backend| leads_to(backend, services.stable))
+        .map(|mut backend| {
+            redirect(&mut backend.service);
+            backend
+        });
     let rules = spec.rules.take().into_iter().flatten().filter_map(|mut rule| {
-        let paths = rule.http.take()?.paths.into_iter().filter(|path| leads_to(&path.backend, services.stable));
+        let paths = rule
+            .http
+            .take()?
+            .paths
+            .into_iter()
+            .filter(|path| leads_to(&path.backend, services.stable));
         let paths: Vec<_> = paths
             .map(|mut path| {
                 redirect(&mut path.backend.service);
@@ -148,7 +187,10 @@ fn spec(stable: &Ingress, services: Services<'_>) -> Value {
             })
             .collect();
         rule.http = Some(HTTPIngressRuleValue { paths });
-        rule.http.as_ref().is_some_and(|http| !http.paths.is_empty()).then_some(rule)
+        rule.http
+            .as_ref()
+            .is_some_and(|http| !http.paths.is_empty())
+            .then_some(rule)
     });
     spec.rules = Some(rules.collect::<Vec<_>>()).filter(|rules| !rules.is_empty());
     json!(spec)
@@ -187,9 +229,24 @@ mod tests {
     }
 
     fn canary(weight: &str, step: u32) -> Value {
-        let owner = Owner { name: "shop".to_owned(), uid: "u1".to_owned() };
-        let split = Split { weight: weight.parse().unwrap(), step };
-        IngressNginx::default().canary(&stable(), "shop-v2", &owner, Services { stable: "web", canary: "web-v2" }, split)
+        let owner = Owner {
+            name: "shop".to_owned(),
+            uid: "u1".to_owned(),
+        };
+        let split = Split {
+            weight: weight.parse().unwrap(),
+            step,
+        };
+        IngressNginx::default().canary(
+            &stable(),
+            "shop-v2",
+            &owner,
+            Services {
+                stable: "web",
+                canary: "web-v2",
+            },
+            split,
+        )
     }
 
     fn live(value: Value) -> Ingress {
@@ -206,13 +263,21 @@ mod tests {
         let nginx = IngressNginx::default();
         for weight in ["0", "0.01", "0.5", "5", "12.25", "100"] {
             let read = nginx.split(&live(canary(weight, 3)));
-            assert_eq!(read, Split { weight: weight.parse().unwrap(), step: 3 });
+            assert_eq!(
+                read,
+                Split {
+                    weight: weight.parse().unwrap(),
+                    step: 3
+                }
+            );
         }
     }
 
     #[test]
     fn going_from_a_fraction_to_a_whole_number_drops_the_total_in_the_same_write() {
-        let patch = IngressNginx::default().correction(&live(canary("0.01", 1)), &canary("5", 2)).unwrap();
+        let patch = IngressNginx::default()
+            .correction(&live(canary("0.01", 1)), &canary("5", 2))
+            .unwrap();
         let expected = json!({"metadata": {"annotations": {
             "nginx.ingress.kubernetes.io/canary-weight": "5",
             "nginx.ingress.kubernetes.io/canary-weight-total": null,
@@ -233,8 +298,13 @@ mod tests {
         let mut value = canary("30", 2);
         value["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-by-cookie"] = json!("me");
         value["spec"]["tls"] = json!([{"hosts": ["shop.example"]}]);
-        let patch = IngressNginx::default().correction(&live(value), &canary("30", 2)).unwrap();
-        assert_eq!(patch["metadata"]["annotations"], json!({"nginx.ingress.kubernetes.io/canary-by-cookie": null}));
+        let patch = IngressNginx::default()
+            .correction(&live(value), &canary("30", 2))
+            .unwrap();
+        assert_eq!(
+            patch["metadata"]["annotations"],
+            json!({"nginx.ingress.kubernetes.io/canary-by-cookie": null})
+        );
         assert_eq!(patch["spec"]["tls"], Value::Null);
     }
 

@@ -51,7 +51,12 @@ pub fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
 /// Every path of an Ingress with its host.
 pub fn paths(ingress: &Ingress) -> impl Iterator<Item = (Option<&str>, &HTTPIngressPath)> {
     let rules = ingress.spec.iter().flat_map(|spec| spec.rules.iter().flatten());
-    rules.flat_map(|rule| rule.http.iter().flat_map(|http| &http.paths).map(|path| (rule.host.as_deref(), path)))
+    rules.flat_map(|rule| {
+        rule.http
+            .iter()
+            .flat_map(|http| &http.paths)
+            .map(|path| (rule.host.as_deref(), path))
+    })
 }
 
 /// Whether a backend is this Service.

@@ -51,18 +51,30 @@ impl Metrics {
     /// Where a name is not a metric name; never with these.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let rounds = HistogramOpts::new("canary_operator_round_duration_seconds", "Time of one round of one release: observe, decide, apply, status.");
+        let rounds = HistogramOpts::new(
+            "canary_operator_round_duration_seconds",
+            "Time of one round of one release: observe, decide, apply, status.",
+        );
         let metrics = Self {
             api: ApiMetrics::register(&registry)?,
             rounds: Histogram::with_opts(rounds)?,
             failed_rounds: IntCounter::new("canary_operator_failed_rounds_total", "Rounds that ended early.")?,
             ready: Ready::default(),
-            writes: IntCounterVec::new(Opts::new("canary_operator_writes_total", "Decided writes, by kind and result."), &["kind", "result"])?,
+            writes: IntCounterVec::new(
+                Opts::new("canary_operator_writes_total", "Decided writes, by kind and result."),
+                &["kind", "result"],
+            )?,
             weight: GaugeVec::new(
-                Opts::new("canary_operator_release_weight_ratio", "Share of the requests in force for version 2, 0 to 1."),
+                Opts::new(
+                    "canary_operator_release_weight_ratio",
+                    "Share of the requests in force for version 2, 0 to 1.",
+                ),
                 &["namespace", "name"],
             )?,
-            ended: IntCounterVec::new(Opts::new("canary_operator_releases_ended_total", "Releases that are over."), &["outcome", "reason"])?,
+            ended: IntCounterVec::new(
+                Opts::new("canary_operator_releases_ended_total", "Releases that are over."),
+                &["outcome", "reason"],
+            )?,
             registry,
         };
         let registry = &metrics.registry;
@@ -83,7 +95,9 @@ impl Metrics {
             Some(CallError::Deadline) => "timeout",
             Some(_) => "error",
         };
-        self.writes.with_label_values(&[format!("{kind:?}").as_str(), result]).inc();
+        self.writes
+            .with_label_values(&[format!("{kind:?}").as_str(), result])
+            .inc();
     }
 
     /// Shows where a release stands after a round.
@@ -91,7 +105,12 @@ impl Metrics {
         let rollout = decision.status.rollout.as_ref();
         let running = rollout.is_some_and(|rollout| rollout.stage != Stage::Ended) && decision.watching;
         if running {
-            let percent = decision.status.weight.as_ref().and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
+            let percent = decision
+                .status
+                .weight
+                .as_ref()
+                .and_then(|w| w.parse::<f64>().ok())
+                .unwrap_or(0.0);
             self.weight.with_label_values(&[namespace, name]).set(percent / 100.0);
         } else {
             // A series that outlives its release would show a weight that is not in force; absent already is fine.
@@ -103,7 +122,9 @@ impl Metrics {
             && let Some(outcome) = rollout.outcome
         {
             let reason = rollout.reason.clone().unwrap_or_default();
-            self.ended.with_label_values(&[format!("{outcome:?}").as_str(), reason.as_str()]).inc();
+            self.ended
+                .with_label_values(&[format!("{outcome:?}").as_str(), reason.as_str()])
+                .inc();
         }
     }
 }

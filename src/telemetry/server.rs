@@ -24,18 +24,25 @@ pub async fn serve(listen: SocketAddr, metrics: Metrics) -> Result<(), ServeErro
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(metrics);
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| ServeError::Listen(listen, error))?;
+    let listener = tokio::net::TcpListener::bind(listen)
+        .await
+        .map_err(|error| ServeError::Listen(listen, error))?;
     axum::serve(listener, app).await.map_err(ServeError::Ended)
 }
 
 async fn exposition(State(metrics): State<Metrics>) -> Result<String, (StatusCode, String)> {
-    TextEncoder::new().encode_to_string(&metrics.registry.gather()).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    TextEncoder::new()
+        .encode_to_string(&metrics.registry.gather())
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 async fn ready(State(metrics): State<Metrics>) -> (StatusCode, &'static str) {
     if metrics.ready.get() {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "CanaryReleases were not listed yet: is the CRD installed, and may the operator list them?\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "CanaryReleases were not listed yet: is the CRD installed, and may the operator list them?\n",
+        )
     }
 }

@@ -90,7 +90,9 @@ step() {
 	mkdir -p "$CACHE_DIR/log"
 	log=$CACHE_DIR/log/${1//[^a-zA-Z0-9_]/-}-$BASHPID.log
 	say "$text …"
-	(while sleep 30; do say "  … still at it after $((SECONDS - begin)) s"; done) &
+	# The last `sleep` outlives the loop: it must hold neither the caller's pipe
+	# nor the locks.
+	(while sleep 30 >/dev/null 2>&1; do say "  … still at it after $((SECONDS - begin)) s"; done) 8>&- 9>&- &
 	ticker=$!
 	# A subshell with its own errexit: bash ignores `set -e` in a command whose
 	# status is tested here, so the command runs untested and is waited for.
@@ -98,7 +100,7 @@ step() {
 		trap - EXIT
 		set -e
 		"$@"
-	) >"$log" 2>&1 &
+	) >"$log" 2>&1 9>&- &
 	wait "$!" || status=$?
 	kill "$ticker" 2>/dev/null || true
 	wait "$ticker" 2>/dev/null || true

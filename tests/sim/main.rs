@@ -1,0 +1,161 @@
+//! The real controller in a simulated cluster, in virtual time: whole releases, and the operator killed around every write.
+
+mod faults;
+mod properties;
+mod scenario;
+
+use canary_operator::rehearse::server::intercept::Record;
+use faults::Kill;
+use scenario::{Run, Scenario, play};
+
+/// Every scenario that is swept.
+const SCENARIOS: [Scenario; 6] = [
+    Scenario::Good,
+    Scenario::Fractions,
+    Scenario::CrashLoop,
+    Scenario::CrashMidway,
+    Scenario::Deleted,
+    Scenario::Superseded,
+];
+
+fn check(run: &Run) {
+    let broken = properties::broken(run);
+    assert!(
+        broken.is_empty(),
+        "{:?}, seed {}, {:?}:\n{}\n{}",
+        run.scenario,
+        run.seed,
+        run.kill,
+        broken.join("\n"),
+        run.trace()
+    );
+}
+
+#[test]
+fn a_good_release_walks_its_steps_and_is_promoted() {
+    let run = play(Scenario::Good, 1, None);
+    check(&run);
+    assert_eq!(run.outcome().as_deref(), Some("Promoted"));
+    assert_eq!(run.weights(), ["0", "10", "25", "50", "100"]);
+    assert_eq!(run.stable_image(), "shop:v2");
+}
+
+#[test]
+fn fractions_of_a_percent_reach_nginx_as_weight_and_total() {
+    let run = play(Scenario::Fractions, 1, None);
+    check(&run);
+    assert_eq!(run.weights(), ["0", "0.01", "0.5", "5", "100"]);
+}
+
+#[test]
+fn a_crash_looping_version_2_is_rolled_back_with_its_last_words_and_never_gets_a_request() {
+    let run = play(Scenario::CrashLoop, 1, None);
+    check(&run);
+    assert_eq!(run.outcome().as_deref(), Some("RolledBack"));
+    assert!(
+        run.message().contains("CrashLoopBackOff")
+            && run
+                .message()
+                .contains("ModuleNotFoundError: No module named 'flask_limiter'"),
+        "{}",
+        run.message()
+    );
+    assert_eq!(run.canary_answers, 0);
+    assert_eq!(run.stable_image(), "shop:v1");
+}
+
+#[test]
+fn a_version_2_that_crashes_later_loses_its_traffic_before_its_pods() {
+    let run = play(Scenario::CrashMidway, 1, None);
+    check(&run);
+    assert_eq!(run.outcome().as_deref(), Some("RolledBack"));
+    assert!(run.weights().len() > 1, "it had traffic: {:?}", run.weights());
+}
+
+#[test]
+fn a_deleted_release_leaves_version_1_alone_with_all_traffic() {
+    let run = play(Scenario::Deleted, 1, None);
+    check(&run);
+    assert_eq!(run.outcome(), None, "the object is gone");
+    assert_eq!(run.stable_image(), "shop:v1");
+}
+
+#[test]
+fn another_version_midway_waits_until_version_1_has_all_traffic_back() {
+    let run = play(Scenario::Superseded, 1, None);
+    check(&run);
+    assert_eq!(run.outcome().as_deref(), Some("Promoted"));
+    assert_eq!(run.stable_image(), "shop:v3");
+    assert!(run.history().contains(&"Superseded".to_owned()));
+}
+
+/// Reliability S4–S7, S9 and S10 after each write, with the operator dead before or after any one of them.
+#[test]
+fn the_operator_may_die_before_and_after_every_single_write() {
+    let (mut runs, mut fired) = (0, 0);
+    for scenario in SCENARIOS {
+        let calm = play(scenario, 1, None);
+        check(&calm);
+        let writes = calm.records.iter().filter(|record| is_operators_write(record)).count();
+        assert!(writes >= 10, "{scenario:?} makes {writes} writes");
+        for number in 1..=writes {
+            for kill in [Kill::Before(number), Kill::After(number)] {
+                let run = play(scenario, 1, Some(kill));
+                check(&run);
+                runs += 1;
+                fired += usize::from(run.killed);
+                assert_eq!(
+                    (run.outcome(), run.stable_image()),
+                    (calm.outcome(), calm.stable_image()),
+                    "{scenario:?} {kill:?}\n{}",
+                    run.trace()
+                );
+            }
+        }
+    }
+    println!("{runs} releases with a killed operator, {fired} kills");
+    assert_eq!(runs, fired, "a fault that never fires proves nothing");
+}
+
+#[test]
+fn the_same_seed_plays_the_same_release() {
+    for seed in [1, 2] {
+        let trace = || play(Scenario::Good, seed, Some(Kill::After(7))).trace();
+        assert_eq!(trace(), trace());
+    }
+}
+
+#[test]
+fn a_release_that_is_over_sends_no_request() {
+    let run = play(Scenario::Good, 1, None);
+    let over = run.ended_at.expect("it ends");
+    let late: Vec<_> = run
+        .records
+        .iter()
+        .filter(|r| r.at.duration_since(over).as_secs() > 5)
+        .map(|r| format!("{} {}", r.verb, r.resource))
+        .collect();
+    assert!(
+        late.iter()
+            .all(|call| call == "watch canaryreleases.canary-operator.dev"),
+        "{late:?}"
+    );
+}
+
+#[test]
+fn a_five_step_release_stays_within_its_request_budget() {
+    let run = play(Scenario::FiveSteps, 1, None);
+    check(&run);
+    let mut counts = std::collections::BTreeMap::new();
+    for record in &run.records {
+        *counts
+            .entry(format!("{} {}{}", record.verb, record.resource, record.subresource))
+            .or_insert(0) += 1;
+    }
+    println!("{} requests: {counts:#?}", run.records.len());
+    assert!(run.records.len() <= 52, "{counts:#?}");
+}
+
+fn is_operators_write(record: &Record) -> bool {
+    record.is_write() && record.resource.plural != "events"
+}

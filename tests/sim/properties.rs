@@ -1,0 +1,176 @@
+//! What must hold after every write, whatever happened before it.
+
+use crate::scenario::{NAMESPACE, Run, SETTLE, Scenario};
+use canary_operator::{
+    api::Weight,
+    rehearse::{
+        Key,
+        json::{int, items, text},
+        server::{
+            intercept::Record,
+            store::{ChangeKind, Version},
+        },
+    },
+    routing::{IngressNginx, Routing},
+};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+
+type Objects = BTreeMap<Key, Arc<Value>>;
+
+pub fn is_canary_ingress(version: &Version) -> bool {
+    version.key == Key::ingress(NAMESPACE, "shop-ingress-v2")
+}
+
+pub fn weight(ingress: &Value) -> Weight {
+    IngressNginx::default()
+        .split(&serde_json::from_value(ingress.clone()).unwrap())
+        .weight
+}
+
+fn ready(objects: &Objects, service: &str) -> usize {
+    let slices = objects
+        .iter()
+        .filter(|(key, _)| key.resource.plural == "endpointslices");
+    let of_service = slices.filter(|(_, slice)| text(slice, "/metadata/labels/kubernetes.io~1service-name") == service);
+    of_service
+        .flat_map(|(_, slice)| items(slice, "/endpoints"))
+        .filter(|endpoint| endpoint.pointer("/conditions/ready") == Some(&Value::Bool(true)))
+        .count()
+}
+
+fn is_promoted(deployment: Option<&Arc<Value>>) -> bool {
+    deployment.is_some_and(|d| text(d, "/spec/template/spec/containers/0/image") != "shop:v1")
+}
+
+fn rolled_out(deployment: &Value) -> bool {
+    let count = |name: &str| int(deployment, &format!("/status/{name}")).unwrap_or(0);
+    let wanted = int(deployment, "/spec/replicas").unwrap_or(1);
+    count("updatedReplicas") == wanted && count("availableReplicas") == wanted && count("replicas") == wanted
+}
+
+/// Every property that does not hold, in words; empty for a sound run.
+pub fn broken(run: &Run) -> Vec<String> {
+    let mut broken = Vec::new();
+    let mut objects = Objects::new();
+    let mut drained: Option<Timestamp> = None;
+    let mut exposed = false;
+    let stable = Key::deployment(NAMESPACE, "shop");
+    let ingress = Key::ingress(NAMESPACE, "shop-ingress-v2");
+    let allowed: Vec<Weight> = run
+        .scenario
+        .weights()
+        .into_iter()
+        .map(|w| serde_json::from_value(w).unwrap())
+        .chain([Weight::ZERO, Weight::FULL])
+        .collect();
+    for version in &run.log {
+        let before = objects.get(&version.key).cloned();
+        if version.change == ChangeKind::Deleted {
+            objects.remove(&version.key);
+        } else {
+            objects.insert(version.key.clone(), version.object.clone());
+        }
+        let mut fail = |property: &str, what: String| {
+            broken.push(format!("{property} at {} ({}): {what}", version.at, version.key))
+        };
+        if is_canary_ingress(version) {
+            let now = if version.change == ChangeKind::Deleted {
+                Weight::ZERO
+            } else {
+                weight(&version.object)
+            };
+            let was = before.as_deref().map_or(Weight::ZERO, weight);
+            if now > was {
+                if ready(&objects, "shop-service-v2") == 0 {
+                    fail("S4", format!("weight {now} without a ready endpoint of version 2"));
+                }
+                if ready(&objects, "shop-service") == 0 {
+                    fail("S4", format!("weight {now} without a ready endpoint of version 1"));
+                }
+                exposed = true;
+            }
+            if !allowed.contains(&now) {
+                fail("S7", format!("weight {now} is of no step"));
+            }
+            if version.change == ChangeKind::Deleted {
+                drained = Some(version.at);
+                if is_promoted(objects.get(&stable)) && !objects.get(&stable).is_some_and(|d| rolled_out(d)) {
+                    fail(
+                        "S6",
+                        "traffic returns to the stable Deployment before it has rolled out".to_owned(),
+                    );
+                }
+            } else {
+                drained = None;
+            }
+        }
+        if version.key == stable
+            && is_promoted(Some(&version.object))
+            && !is_promoted(before.as_ref())
+            && before.is_some()
+        {
+            let carried = objects.get(&ingress).map_or(Weight::ZERO, |i| weight(i));
+            if carried != Weight::FULL {
+                fail(
+                    "S6",
+                    format!("the stable Deployment is replaced while version 2 carries {carried}%"),
+                );
+            }
+        }
+        let canary = Key::deployment(NAMESPACE, "shop-v2");
+        let shrinks = |old: &Value| {
+            version.change == ChangeKind::Deleted || int(&version.object, "/spec/replicas") < int(old, "/spec/replicas")
+        };
+        if version.key == canary && before.as_deref().is_some_and(shrinks) {
+            if objects.contains_key(&ingress) && weight(&objects[&ingress]) > Weight::ZERO {
+                fail(
+                    "S5",
+                    "version 2's pods go while a canary Ingress leads to them".to_owned(),
+                );
+            }
+            let settled = drained
+                .is_some_and(|at| version.at.duration_since(at) >= jiff::SignedDuration::try_from(SETTLE).unwrap());
+            if exposed && !settled {
+                fail(
+                    "S5",
+                    format!("version 2's pods go before nginx can know: drained at {drained:?}"),
+                );
+            }
+            exposed = false;
+        }
+    }
+    broken.extend(
+        run.records
+            .iter()
+            .filter(|r| r.is_write() && !names_its_version(r))
+            .map(|r| format!("S9: {} {} {} without a version", r.verb, r.resource, r.name)),
+    );
+    for key in objects.keys() {
+        if key.name.contains("-v2") && ["deployments", "services", "ingresses"].contains(&key.resource.plural.as_str())
+        {
+            broken.push(format!("S10: {key} is left"));
+        }
+    }
+    let release = objects.get(&Key::release(NAMESPACE, "shop"));
+    if run.scenario == Scenario::Deleted && release.is_some() {
+        broken.push("S10: the release is stuck".to_owned());
+    }
+    // A pod that crashes under traffic fails the requests that it is answering: only nginx's own picture counts then.
+    if run.scenario != Scenario::CrashMidway && !run.failed.is_empty() {
+        broken.push(format!("requests failed: {:?}", run.failed));
+    }
+    broken
+}
+
+/// S9: what moves traffic or touches the user's objects is bound to what was read.
+fn names_its_version(record: &Record) -> bool {
+    let body = &record.body;
+    match record.verb {
+        "create" => true,
+        "delete" if record.resource.plural == "ingresses" => !text(body, "/preconditions/resourceVersion").is_empty(),
+        "delete" => !text(body, "/preconditions/uid").is_empty(),
+        _ => !text(body, "/metadata/resourceVersion").is_empty(),
+    }
+}
