@@ -36,7 +36,13 @@ impl Cluster {
     /// `CLUSTER=current` takes the cluster of the caller's kubeconfig, with `INGRESS_ADDRESS` for the traffic.
     pub fn find() -> Result<Found> {
         static FOUND: OnceLock<Result<Result<Cluster, String>, String>> = OnceLock::new();
-        let look = || if env::var("CLUSTER").as_deref() == Ok("current") { current() } else { rig() };
+        let look = || {
+            if env::var("CLUSTER").as_deref() == Ok("current") {
+                current()
+            } else {
+                rig()
+            }
+        };
         match FOUND.get_or_init(|| look().map_err(|error| format!("{error:#}"))) {
             Ok(Ok(cluster)) => Ok(Found::Cluster(cluster)),
             Ok(Err(reason)) => Ok(Found::Nothing(reason.clone())),
@@ -140,26 +146,42 @@ impl Cluster {
     #[must_use]
     pub fn stop_by_hand(&self) -> Option<String> {
         let rig = self.rig.as_ref()?;
-        Some(format!("{} down", rig.strip_prefix(repository()).unwrap_or(rig).display()))
+        Some(format!(
+            "{} down",
+            rig.strip_prefix(repository()).unwrap_or(rig).display()
+        ))
     }
 }
 
 /// The repository's folder.
 #[must_use]
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
 }
 
 /// A setting from the environment.
 #[must_use]
 pub fn setting(name: &str, default: &str) -> String {
-    env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
+    env::var(name)
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| default.to_owned())
 }
 
 fn current() -> Result<Result<Cluster, String>> {
-    let ready = attempt(Command::new("kubectl").args(["get", "--raw=/readyz", "--request-timeout=10s"]), "")?;
+    let ready = attempt(
+        Command::new("kubectl").args(["get", "--raw=/readyz", "--request-timeout=10s"]),
+        "",
+    )?;
     if !ready.success {
-        return Ok(Err(format!("CLUSTER=current, and the cluster of this kubeconfig does not answer: {}", ready.stderr)));
+        return Ok(Err(format!(
+            "CLUSTER=current, and the cluster of this kubeconfig does not answer: {}",
+            ready.stderr
+        )));
     }
     let ingress_address = setting("INGRESS_ADDRESS", "");
     if ingress_address.is_empty() {
@@ -169,10 +191,19 @@ fn current() -> Result<Result<Cluster, String>> {
                 .to_owned(),
         ));
     }
-    if Command::new("vegeta").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+    if Command::new("vegeta")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_err()
+    {
         return Ok(Err("CLUSTER=current needs vegeta on PATH for the traffic".to_owned()));
     }
-    Ok(Ok(Cluster { rig: None, ingress_address }))
+    Ok(Ok(Cluster {
+        rig: None,
+        ingress_address,
+    }))
 }
 
 fn rig() -> Result<Result<Cluster, String>> {
@@ -182,7 +213,11 @@ fn rig() -> Result<Result<Cluster, String>> {
         if !check.success {
             return Ok(Err(check.stderr));
         }
-        let up = Command::new(&rig).arg("up").stdin(Stdio::null()).status().context("cannot start the rig")?;
+        let up = Command::new(&rig)
+            .arg("up")
+            .stdin(Stdio::null())
+            .status()
+            .context("cannot start the rig")?;
         if !up.success() {
             bail!("{} up failed; what it said stands above", rig.display());
         }
@@ -191,13 +226,21 @@ fn rig() -> Result<Result<Cluster, String>> {
     let Some(ingress_address) = exported(&exports, "INGRESS_ADDRESS") else {
         bail!("{} env tells no INGRESS_ADDRESS", rig.display());
     };
-    Ok(Ok(Cluster { rig: Some(rig), ingress_address: ingress_address.to_owned() }))
+    Ok(Ok(Cluster {
+        rig: Some(rig),
+        ingress_address: ingress_address.to_owned(),
+    }))
 }
 
 /// The value of `name` among lines of `export NAME=VALUE`; good for values that need no quotes.
 fn exported<'a>(exports: &'a str, name: &str) -> Option<&'a str> {
-    let pairs = exports.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
-    pairs.filter(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| value).next()
+    let pairs = exports
+        .lines()
+        .filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
+    pairs
+        .filter(|(key, value)| *key == name && !value.is_empty())
+        .map(|(_, value)| value)
+        .next()
 }
 
 #[cfg(test)]

@@ -29,7 +29,10 @@ const INGRESS: &str = include_str!("../manifests/exercise-1/ingress.yaml");
 /// The images in the manifests are tags of this.
 const MANIFEST_REPOSITORY: &str = "localhost/challenge-app";
 /// Annotations of the exercise's Ingress that throttle a client.
-const RATE_LIMIT: [&str; 2] = ["nginx.ingress.kubernetes.io/limit-rpm", "nginx.ingress.kubernetes.io/limit-burst-multiplier"];
+const RATE_LIMIT: [&str; 2] = [
+    "nginx.ingress.kubernetes.io/limit-rpm",
+    "nginx.ingress.kubernetes.io/limit-burst-multiplier",
+];
 
 /// Version 1 of the application, ready to be applied.
 #[derive(Clone, Debug)]
@@ -48,7 +51,12 @@ impl Exercise {
     pub fn new(host: &str) -> Result<Self> {
         let mut ingress = manifest(INGRESS)?;
         ingress["spec"]["rules"][0]["host"] = host.into();
-        Ok(Self { host: host.to_owned(), deployment: manifest(DEPLOYMENT)?, service: manifest(SERVICE)?, ingress })
+        Ok(Self {
+            host: host.to_owned(),
+            deployment: manifest(DEPLOYMENT)?,
+            service: manifest(SERVICE)?,
+            ingress,
+        })
     }
 
     /// Without the annotations that let nginx answer 503 to a fast client.
@@ -78,25 +86,52 @@ impl Exercise {
         output(&mut namespace.kubectl(&["rollout", "status", "deployment/challenge-app", "--timeout=90s"]))?;
         let url = format!("http://{}/", namespace.cluster().ingress_address());
         let host = format!("Host: {}", self.host);
-        until(&format!("version 1 answers for {}", self.host), Duration::from_secs(60), || {
-            let args = ["--silent", "--show-error", "--include", "--max-time", "5", "--header", &host, &url];
-            let ended = attempt(&mut namespace.cluster().beside("curl", &args), "")?;
-            let answers = ended.stdout.contains(" 200 OK") && ended.stdout.contains("X-Version: v1");
-            Ok(if answers { Ok(()) } else { Err(format!("{}{}", ended.stdout, ended.stderr)) })
-        })
+        until(
+            &format!("version 1 answers for {}", self.host),
+            Duration::from_secs(60),
+            || {
+                let args = [
+                    "--silent",
+                    "--show-error",
+                    "--include",
+                    "--max-time",
+                    "5",
+                    "--header",
+                    &host,
+                    &url,
+                ];
+                let ended = attempt(&mut namespace.cluster().beside("curl", &args), "")?;
+                let answers = ended.stdout.contains(" 200 OK") && ended.stdout.contains("X-Version: v1");
+                Ok(if answers {
+                    Ok(())
+                } else {
+                    Err(format!("{}{}", ended.stdout, ended.stderr))
+                })
+            },
+        )
     }
 
     /// Two Ingresses of one host and path would fight over it, so what an earlier run left is removed, and anyone
     /// else's is an error.
     fn free_the_host(&self, namespace: &Namespace) -> Result<()> {
         let list: Value =
-            serde_json::from_str(&namespace.cluster().ask(&["get", "ingresses", "--all-namespaces", "-o=json"])?)?;
+            serde_json::from_str(
+                &namespace
+                    .cluster()
+                    .ask(&["get", "ingresses", "--all-namespaces", "-o=json"])?,
+            )?;
         for ingress in list["items"].as_array().into_iter().flatten() {
             let rules = ingress["spec"]["rules"].as_array();
             let other = ingress["metadata"]["namespace"].as_str().unwrap_or_default();
-            let same_host = rules.into_iter().flatten().any(|rule| rule["host"] == self.host.as_str());
+            let same_host = rules
+                .into_iter()
+                .flatten()
+                .any(|rule| rule["host"] == self.host.as_str());
             if same_host && other != namespace.name() && !namespace.remove_if_ours(other)? {
-                bail!("the host {} is in use by an Ingress of the namespace {other}: delete that first", self.host);
+                bail!(
+                    "the host {} is in use by an Ingress of the namespace {other}: delete that first",
+                    self.host
+                );
             }
         }
         Ok(())
@@ -126,7 +161,10 @@ pub fn image(tag: &str) -> String {
 /// A release of version 3, whose image works as it is, with these steps, each a weight and a hold.
 #[must_use]
 pub fn release_of_v3(steps: &[(u32, &str)]) -> Value {
-    let steps: Vec<_> = steps.iter().map(|(weight, hold)| json!({"weight": weight, "hold": hold})).collect();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|(weight, hold)| json!({"weight": weight, "hold": hold}))
+        .collect();
     release(json!({
         "target": {"deployment": "challenge-app"},
         "canary": {"image": image("v3")},
@@ -154,28 +192,57 @@ mod tests {
         let exercise = Exercise::new(HOST).unwrap();
         let container = &exercise.deployment["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(exercise.deployment["spec"]["replicas"], 1);
-        assert_eq!(exercise.deployment["spec"]["selector"]["matchLabels"], json!({"app": "challenge-app"}));
-        assert_eq!((&container["name"], &container["ports"][0]["containerPort"]), (&json!("frontend"), &json!(8080)));
-        assert_eq!(container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
+        assert_eq!(
+            exercise.deployment["spec"]["selector"]["matchLabels"],
+            json!({"app": "challenge-app"})
+        );
+        assert_eq!(
+            (&container["name"], &container["ports"][0]["containerPort"]),
+            (&json!("frontend"), &json!(8080))
+        );
+        assert_eq!(
+            container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"],
+            "spec.nodeName"
+        );
         assert_eq!(exercise.service["spec"]["selector"], json!({"app": "challenge-app"}));
         assert_eq!(exercise.ingress["spec"]["rules"][0]["host"], "edu.challenger-03");
         let annotations = exercise.ingress["metadata"]["annotations"].as_object().unwrap();
-        let annotation = |name: &str| annotations[&format!("nginx.ingress.kubernetes.io/{name}")].as_str().unwrap();
-        let names = ["proxy-body-size", "proxy-buffer-size", "limit-rpm", "limit-burst-multiplier", "rewrite-target"];
+        let annotation = |name: &str| {
+            annotations[&format!("nginx.ingress.kubernetes.io/{name}")]
+                .as_str()
+                .unwrap()
+        };
+        let names = [
+            "proxy-body-size",
+            "proxy-buffer-size",
+            "limit-rpm",
+            "limit-burst-multiplier",
+            "rewrite-target",
+        ];
         assert_eq!(names.map(annotation), ["3m", "5k", "175", "1", "/"]);
     }
 
     #[test]
     fn the_rate_limit_goes_and_the_rest_stays() {
         let exercise = Exercise::new("a.test").unwrap().without_rate_limit().with_replicas(2);
-        assert_eq!(exercise.ingress["metadata"]["annotations"].as_object().unwrap().len(), 3);
-        assert_eq!((exercise.host(), &exercise.deployment["spec"]["replicas"]), ("a.test", &json!(2)));
+        assert_eq!(
+            exercise.ingress["metadata"]["annotations"].as_object().unwrap().len(),
+            3
+        );
+        assert_eq!(
+            (exercise.host(), &exercise.deployment["spec"]["replicas"]),
+            ("a.test", &json!(2))
+        );
     }
 
     #[test]
     fn the_mended_release_differs_in_the_command_alone() {
         let mut mended = manifest(RELEASE_MENDED).unwrap();
-        let template = mended["spec"]["canary"].as_object_mut().unwrap().remove("template").unwrap();
+        let template = mended["spec"]["canary"]
+            .as_object_mut()
+            .unwrap()
+            .remove("template")
+            .unwrap();
         assert_eq!(mended, manifest(RELEASE).unwrap());
         let container = json!({"name": "frontend", "command": ["python"], "args": ["app.py"]});
         assert_eq!(template, json!({"spec": {"containers": [container]}}));

@@ -63,7 +63,11 @@ impl Answer {
         }
 
         let line: Line = serde_json::from_str(line).with_context(|| format!("the load generator wrote {line}"))?;
-        let version = line.headers.unwrap_or_default().remove("X-Version").and_then(|values| values.into_iter().next());
+        let version = line
+            .headers
+            .unwrap_or_default()
+            .remove("X-Version")
+            .and_then(|values| values.into_iter().next());
         Ok(Self {
             number: line.seq,
             sent: line.timestamp,
@@ -109,7 +113,10 @@ impl Tally {
             if (answer.failed() || slow) && tally.examples.len() < EXAMPLES {
                 let version = answer.version.as_deref().unwrap_or("nginx");
                 let took = answer.took.as_secs_f64();
-                tally.examples.push(format!("{} {} from {version} after {took:.3} s {}", answer.sent, answer.code, answer.error));
+                tally.examples.push(format!(
+                    "{} {} from {version} after {took:.3} s {}",
+                    answer.sent, answer.code, answer.error
+                ));
             }
         }
         tally
@@ -127,7 +134,10 @@ impl Tally {
             bail!("there were no requests {during}, so nothing is known about them");
         }
         if self.failed > 0 || self.slow > 0 {
-            bail!("of {self} {during}, some failed or were slow:\n  {}", self.examples.join("\n  "));
+            bail!(
+                "of {self} {during}, some failed or were slow:\n  {}",
+                self.examples.join("\n  ")
+            );
         }
         Ok(())
     }
@@ -139,7 +149,13 @@ impl fmt::Display for Tally {
         for (version, count) in &self.versions {
             write!(f, "{version} {count}, ")?;
         }
-        write!(f, "failed {}, slower than {} s {})", self.failed, SLOW.as_secs(), self.slow)
+        write!(
+            f,
+            "failed {}, slower than {} s {})",
+            self.failed,
+            SLOW.as_secs(),
+            self.slow
+        )
     }
 }
 
@@ -173,7 +189,8 @@ impl Load {
         let (mut attack, stdout) = Background::start_with(&mut command, Stdio::piped())?;
         attack.feed(&format!("GET http://{}/\n", cluster.ingress_address()))?;
         // A process group of its own, so that stopping the attack leaves this one to write out the last answers.
-        let (encode, stdout) = Background::start_with(&mut cluster.beside("vegeta", &["encode", "-to=json"]), stdout.into())?;
+        let (encode, stdout) =
+            Background::start_with(&mut cluster.beside("vegeta", &["encode", "-to=json"]), stdout.into())?;
         let stderr = attack.stderr().map(read_aside);
 
         let received = Arc::new(Mutex::new(Received::default()));
@@ -194,7 +211,12 @@ impl Load {
                 lock(&received).ended = Some(format!("{ended}{complaint}").trim().to_owned());
             }
         });
-        let load = Self { received, attack, encode, reader: Some(reader) };
+        let load = Self {
+            received,
+            attack,
+            encode,
+            reader: Some(reader),
+        };
         load.until_answers(1, PATIENCE)?;
         Ok(load)
     }
@@ -220,7 +242,9 @@ impl Load {
 
     /// Waits until `count` answers have come.
     pub fn until_answers(&self, count: usize, within: Duration) -> Result<()> {
-        self.until(&format!("{count} answers have come"), within, |answers| answers.len() >= count)
+        self.until(&format!("{count} answers have come"), within, |answers| {
+            answers.len() >= count
+        })
     }
 
     /// Waits until `enough` is true of the answers so far.
@@ -232,10 +256,17 @@ impl Load {
                 return Ok(());
             }
             if let Some(why) = &received.ended {
-                bail!("the load generator ended after {} answers, before {what}: {why}", received.answers.len());
+                bail!(
+                    "the load generator ended after {} answers, before {what}: {why}",
+                    received.answers.len()
+                );
             }
             if Instant::now() > deadline {
-                bail!("waited {} s in vain until {what}: so far {}", within.as_secs(), Tally::of(&received.answers));
+                bail!(
+                    "waited {} s in vain until {what}: so far {}",
+                    within.as_secs(),
+                    Tally::of(&received.answers)
+                );
             }
             drop(received);
             thread::sleep(Duration::from_millis(50));
@@ -287,13 +318,24 @@ mod tests {
     const THROTTLED: &str = r#"{"attack":"","seq":9,"code":503,"timestamp":"2026-03-01T10:00:02Z","latency":2000,"error":"503 Service Temporarily Unavailable","headers":{"Server":["nginx"]}}"#;
 
     fn answers() -> Vec<Answer> {
-        [GOOD, NOTHING, THROTTLED].map(|line| Answer::parse(line).unwrap()).to_vec()
+        [GOOD, NOTHING, THROTTLED]
+            .map(|line| Answer::parse(line).unwrap())
+            .to_vec()
     }
 
     #[test]
     fn answers_are_counted_by_version_code_and_speed() {
         let tally = Tally::of(&answers());
-        assert_eq!((tally.total, tally.from("v1"), tally.from("v2"), tally.failed, tally.slow), (3, 1, 0, 2, 1));
+        assert_eq!(
+            (
+                tally.total,
+                tally.from("v1"),
+                tally.from("v2"),
+                tally.failed,
+                tally.slow
+            ),
+            (3, 1, 0, 2, 1)
+        );
         assert_eq!(tally.codes, BTreeMap::from([(0, 1), (200, 1), (503, 1)]));
         assert_eq!(tally.to_string(), "3 answers (v1 1, failed 2, slower than 1 s 1)");
     }
@@ -303,10 +345,22 @@ mod tests {
         let answers = answers();
         for bad in &answers {
             let error = Tally::of([bad]).all_well("during the test").unwrap_err().to_string();
-            assert!(error.contains("during the test") && error.contains(&bad.sent.to_string()), "{error}");
+            assert!(
+                error.contains("during the test") && error.contains(&bad.sent.to_string()),
+                "{error}"
+            );
         }
-        assert!(Tally::default().all_well("at night").unwrap_err().to_string().contains("no requests at night"));
-        let fast = Answer { took: Duration::from_millis(3), ..answers[0].clone() };
+        assert!(
+            Tally::default()
+                .all_well("at night")
+                .unwrap_err()
+                .to_string()
+                .contains("no requests at night")
+        );
+        let fast = Answer {
+            took: Duration::from_millis(3),
+            ..answers[0].clone()
+        };
         Tally::of([&fast]).all_well("during the test").unwrap();
     }
 
@@ -314,7 +368,9 @@ mod tests {
     fn a_window_holds_what_was_sent_in_it() {
         let answers = answers();
         let from: Timestamp = "2026-03-01T09:00:00.25Z".parse().unwrap();
-        let window: Vec<_> = sent_between(&answers, from, answers[1].sent).map(|answer| answer.number).collect();
+        let window: Vec<_> = sent_between(&answers, from, answers[1].sent)
+            .map(|answer| answer.number)
+            .collect();
         assert_eq!(window, [7]);
     }
 

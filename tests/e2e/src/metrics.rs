@@ -17,8 +17,13 @@ pub struct Sample {
 
 /// All samples of an exposition in the Prometheus text format; comments are skipped.
 pub fn parse(text: &str) -> Result<Vec<Sample>> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.map(|line| sample(line).ok_or_else(|| anyhow!("this is not a sample of a metric: {line}"))).collect()
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| sample(line).ok_or_else(|| anyhow!("this is not a sample of a metric: {line}")))
+        .collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -40,7 +45,11 @@ fn sample(line: &str) -> Option<Sample> {
         }
     }
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Sample { name: name.to_owned(), labels, value })
+    Some(Sample {
+        name: name.to_owned(),
+        labels,
+        value,
+    })
 }
 
 /// The text up to the closing quote with its escapes resolved, and what follows.
@@ -68,19 +77,32 @@ impl Counts {
     /// The counter `name` among `samples`.
     #[must_use]
     pub fn of(name: &str, samples: &[Sample]) -> Self {
-        Self(samples.iter().filter(|s| s.name == name).map(|s| (s.labels.clone(), s.value)).collect())
+        Self(
+            samples
+                .iter()
+                .filter(|s| s.name == name)
+                .map(|s| (s.labels.clone(), s.value))
+                .collect(),
+        )
     }
 
     /// What was counted since `before`; a label set that was not there counted nothing until then.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        let grown = self.0.iter().map(|(labels, now)| (labels.clone(), now - before.0.get(labels).unwrap_or(&0.0)));
+        let grown = self
+            .0
+            .iter()
+            .map(|(labels, now)| (labels.clone(), now - before.0.get(labels).unwrap_or(&0.0)));
         Self(grown.filter(|(_, more)| *more != 0.0).collect())
     }
 
     /// Sum over the label sets for which `which` holds.
     pub fn sum(&self, which: impl Fn(&BTreeMap<String, String>) -> bool) -> u64 {
-        self.0.iter().filter(|(labels, _)| which(labels)).map(|(_, count)| *count as u64).sum()
+        self.0
+            .iter()
+            .filter(|(labels, _)| which(labels))
+            .map(|(_, count)| *count as u64)
+            .sum()
     }
 
     /// Sum over everything.
@@ -95,7 +117,10 @@ impl Counts {
         let mut rows: Vec<_> = self.0.iter().collect();
         rows.sort_by(|a, b| b.1.total_cmp(a.1));
         let row = |(labels, count): &(&BTreeMap<String, String>, &f64)| {
-            format!("{count:>6}  {}", labels.values().map(String::as_str).collect::<Vec<_>>().join(" "))
+            format!(
+                "{count:>6}  {}",
+                labels.values().map(String::as_str).collect::<Vec<_>>().join(" ")
+            )
         };
         rows.iter().map(row).collect::<Vec<_>>().join("\n")
     }
@@ -109,7 +134,8 @@ mod tests {
 
     #[test]
     fn samples_are_read_with_escapes_timestamps_and_without_labels() {
-        let text = "# HELP a b\n# TYPE a counter\na{verb=\"GET\",path=\"a\\\"b\\\\c}\",} 3 1700000000\nb 1.5e3\n\nc{} +Inf\n";
+        let text =
+            "# HELP a b\n# TYPE a counter\na{verb=\"GET\",path=\"a\\\"b\\\\c}\",} 3 1700000000\nb 1.5e3\n\nc{} +Inf\n";
         let samples = parse(text).unwrap();
         assert_eq!(samples[0].labels["path"], "a\"b\\c}");
         assert_eq!((samples[0].value, samples[1].value), (3.0, 1_500.0));
@@ -126,7 +152,10 @@ mod tests {
     #[test]
     fn differences_count_a_new_label_set_from_nothing() {
         let before = Counts::of(NAME, &parse(&format!("{NAME}{{verb=\"GET\"}} 4\nother 9")).unwrap());
-        let after = Counts::of(NAME, &parse(&format!("{NAME}{{verb=\"GET\"}} 6\n{NAME}{{verb=\"PATCH\"}} 3")).unwrap());
+        let after = Counts::of(
+            NAME,
+            &parse(&format!("{NAME}{{verb=\"GET\"}} 6\n{NAME}{{verb=\"PATCH\"}} 3")).unwrap(),
+        );
         let more = after.since(&before);
         assert_eq!((more.total(), more.sum(|labels| labels["verb"] == "PATCH")), (5, 3));
         assert_eq!(after.since(&after).total(), 0);

@@ -27,15 +27,30 @@ impl Namespace {
     pub fn create(cluster: &'static Cluster, scenario: &str) -> Result<Self> {
         let kept = cluster.ask(&["get", "namespaces", "-l", &format!("{LABEL}={scenario}"), "-o=name"])?;
         for name in kept.lines().filter_map(|line| line.strip_prefix("namespace/")) {
-            Self { cluster, name: name.to_owned() }.remove_the_hard_way()?;
+            Self {
+                cluster,
+                name: name.to_owned(),
+            }
+            .remove_the_hard_way()?;
         }
         // Unique without randomness: another run at the same second is another process.
-        Self::make(cluster, scenario, format!("{scenario}-{:x}-{:x}", process::id(), Timestamp::now().as_second() & 0xfffff))
+        Self::make(
+            cluster,
+            scenario,
+            format!(
+                "{scenario}-{:x}-{:x}",
+                process::id(),
+                Timestamp::now().as_second() & 0xfffff
+            ),
+        )
     }
 
     /// A fresh namespace of this very name, in place of one that was made here before.
     pub fn named(cluster: &'static Cluster, name: &str) -> Result<Self> {
-        let kept = Self { cluster, name: name.to_owned() };
+        let kept = Self {
+            cluster,
+            name: name.to_owned(),
+        };
         kept.remove_if_ours(name)?;
         Self::make(cluster, name, name.to_owned())
     }
@@ -77,13 +92,20 @@ impl Namespace {
 
     /// What `kubectl get ARGS -o json` answers.
     pub fn get(&self, args: &[&str]) -> Result<Value> {
-        let text = output(self.kubectl(&["get"]).args(args).args(["--output=json", "--request-timeout=30s"]))?;
+        let text = output(
+            self.kubectl(&["get"])
+                .args(args)
+                .args(["--output=json", "--request-timeout=30s"]),
+        )?;
         serde_json::from_str(&text).with_context(|| format!("kubectl get {} answered no JSON", args.join(" ")))
     }
 
     /// `kubectl apply` of these objects.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
-        output_of_input(&mut self.kubectl(&["apply", "--request-timeout=30s", "-f", "-"]), &list(objects))?;
+        output_of_input(
+            &mut self.kubectl(&["apply", "--request-timeout=30s", "-f", "-"]),
+            &list(objects),
+        )?;
         Ok(())
     }
 
@@ -122,7 +144,11 @@ impl Namespace {
         if label.trim().is_empty() {
             return Ok(false);
         }
-        Self { cluster: self.cluster, name: name.to_owned() }.remove_the_hard_way()?;
+        Self {
+            cluster: self.cluster,
+            name: name.to_owned(),
+        }
+        .remove_the_hard_way()?;
         Ok(true)
     }
 
@@ -133,18 +159,30 @@ impl Namespace {
     }
 
     fn wait_until_gone(&self) -> Result<()> {
-        output(&mut self.cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{}", self.name), "--timeout=120s"]))?;
+        output(&mut self.cluster.kubectl(&[
+            "wait",
+            "--for=delete",
+            &format!("namespace/{}", self.name),
+            "--timeout=120s",
+        ]))?;
         Ok(())
     }
 
     /// Deletes what a failed run left, and waits. An operator that is not running, or the very fault under
     /// investigation, may never take its finalizer off; here that is done for it.
     fn remove_the_hard_way(&self) -> Result<()> {
-        let releases = attempt(&mut self.kubectl(&["get", "canaryreleases.canary-operator.dev", "-o=name"]), "")?;
-        self.cluster.ask(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"])?;
+        let releases = attempt(
+            &mut self.kubectl(&["get", "canaryreleases.canary-operator.dev", "-o=name"]),
+            "",
+        )?;
+        self.cluster
+            .ask(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"])?;
         for release in releases.stdout.lines() {
             let no_finalizers = r#"--patch={"metadata":{"finalizers":null}}"#;
-            attempt(&mut self.kubectl(&["patch", release, "--type=merge", no_finalizers]), "")?;
+            attempt(
+                &mut self.kubectl(&["patch", release, "--type=merge", no_finalizers]),
+                "",
+            )?;
         }
         self.wait_until_gone()
     }

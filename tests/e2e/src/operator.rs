@@ -49,7 +49,12 @@ impl Operator {
     }
 
     fn ask(&self, args: &[&str]) -> Result<String> {
-        output(self.cluster.kubectl(&["--namespace", NAME]).args(args).arg("--request-timeout=30s"))
+        output(
+            self.cluster
+                .kubectl(&["--namespace", NAME])
+                .args(args)
+                .arg("--request-timeout=30s"),
+        )
     }
 
     /// The pod that is not about to go, if there is exactly one.
@@ -81,7 +86,14 @@ impl Operator {
     /// Deletes the pod as if its node had died, and waits for the next one to be ready.
     pub fn delete_pod_by_force(&self, within: Duration) -> Result<()> {
         let old = self.until_ready(within, |_| true)?;
-        self.ask(&["delete", "pod", &old.name, "--force", "--grace-period=0", "--wait=false"])?;
+        self.ask(&[
+            "delete",
+            "pod",
+            &old.name,
+            "--force",
+            "--grace-period=0",
+            "--wait=false",
+        ])?;
         self.until_ready(within, |pod| pod.name != old.name)?;
         Ok(())
     }
@@ -90,8 +102,12 @@ impl Operator {
     /// processes are out of reach.
     pub fn kill_process(&self, within: Duration) -> Result<bool> {
         let old = self.until_ready(within, |_| true)?;
-        let Some(processes) = self.processes(&old)? else { return Ok(false) };
-        let Some(mut kill) = self.cluster.on_node("kill", &["-9"]) else { return Ok(false) };
+        let Some(processes) = self.processes(&old)? else {
+            return Ok(false);
+        };
+        let Some(mut kill) = self.cluster.on_node("kill", &["-9"]) else {
+            return Ok(false);
+        };
         output(kill.args(&processes))?;
         self.until_ready(within, |pod| pod.container != old.container)?;
         Ok(true)
@@ -101,10 +117,15 @@ impl Operator {
     fn processes(&self, pod: &OperatorPod) -> Result<Option<Vec<String>>> {
         // Every process's cgroup names its container. Processes end while this looks, hence the `2>/dev/null`.
         let script = r#"grep -l "$0" /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3"#;
-        let Some(mut look) = self.cluster.on_node("sh", &["-c", script, &pod.container]) else { return Ok(None) };
+        let Some(mut look) = self.cluster.on_node("sh", &["-c", script, &pod.container]) else {
+            return Ok(None);
+        };
         let found: Vec<String> = output(&mut look)?.lines().map(str::to_owned).collect();
         if pod.container.is_empty() || found.is_empty() {
-            bail!("no process of the operator's container {:?} was found on the node", pod.container);
+            bail!(
+                "no process of the operator's container {:?} was found on the node",
+                pod.container
+            );
         }
         Ok(Some(found))
     }
@@ -128,13 +149,20 @@ impl Operator {
     /// Resident memory of its process now, and at most so far, in MiB; none where the node's processes are out of reach.
     pub fn resident_mib(&self) -> Result<Option<(f64, f64)>> {
         let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
-        let Some(processes) = self.processes(&pod)? else { return Ok(None) };
-        let Some(mut read) = self.cluster.on_node("cat", &[]) else { return Ok(None) };
+        let Some(processes) = self.processes(&pod)? else {
+            return Ok(None);
+        };
+        let Some(mut read) = self.cluster.on_node("cat", &[]) else {
+            return Ok(None);
+        };
         let status = output(read.args(processes.iter().map(|number| format!("/proc/{number}/status"))))?;
         let mib = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_suffix("kB"));
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field)?.strip_suffix("kB"));
             let kib: Option<f64> = line.and_then(|number| number.trim().parse().ok());
-            kib.map(|kib| kib / 1024.0).ok_or_else(|| anyhow!("the operator's /proc/…/status has no {field}"))
+            kib.map(|kib| kib / 1024.0)
+                .ok_or_else(|| anyhow!("the operator's /proc/…/status has no {field}"))
         };
         Ok(Some((mib("VmRSS:")?, mib("VmHWM:")?)))
     }
@@ -180,9 +208,14 @@ fn install(cluster: &'static Cluster) -> Result<Operator> {
     let operator = Operator { cluster };
     if !upgrade.success {
         let pods = operator.ask(&["get", "pods", "--output=wide"]).unwrap_or_default();
-        let events = operator.ask(&["get", "events", "--sort-by=.lastTimestamp"]).unwrap_or_default();
+        let events = operator
+            .ask(&["get", "events", "--sort-by=.lastTimestamp"])
+            .unwrap_or_default();
         let log = operator.log(20).unwrap_or_default();
-        bail!("helm upgrade with the image {image}: {}\n{pods}\n{events}\n{log}", upgrade.stderr);
+        bail!(
+            "helm upgrade with the image {image}: {}\n{pods}\n{events}\n{log}",
+            upgrade.stderr
+        );
     }
     operator.until_ready(Duration::from_secs(60), |_| true)?;
     Ok(operator)

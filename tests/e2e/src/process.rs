@@ -32,10 +32,15 @@ pub fn attempt(command: &mut Command, input: &str) -> Result<Ended> {
         .with_context(|| format!("cannot start {shown}"))?;
     // Written from a thread of its own: a child that writes before it has read everything would otherwise wait for
     // us while we wait for it. That it reads nothing at all (broken pipe) shows in how it ends.
-    let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("{shown} has no standard input"))?;
+    let mut stdin = child
+        .stdin
+        .take()
+        .ok_or_else(|| anyhow!("{shown} has no standard input"))?;
     let input = input.to_owned();
     let writer = thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
-    let output = child.wait_with_output().with_context(|| format!("cannot wait for {shown}"))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("cannot wait for {shown}"))?;
     drop(writer.join());
     Ok(Ended {
         success: output.status.success(),
@@ -92,14 +97,23 @@ impl Background {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {shown}"))?;
-        let stdout = child.stdout.take().ok_or_else(|| anyhow!("{shown} has no standard output"))?;
+        let stdout = child
+            .stdout
+            .take()
+            .ok_or_else(|| anyhow!("{shown} has no standard output"))?;
         Ok((Self { child, shown }, stdout))
     }
 
     /// Writes `text` to the piped standard input, and closes it.
     pub fn feed(&mut self, text: &str) -> Result<()> {
-        let mut stdin = self.child.stdin.take().ok_or_else(|| anyhow!("{} has no standard input", self.shown))?;
-        stdin.write_all(text.as_bytes()).with_context(|| format!("{} does not read", self.shown))
+        let mut stdin = self
+            .child
+            .stdin
+            .take()
+            .ok_or_else(|| anyhow!("{} has no standard input", self.shown))?;
+        stdin
+            .write_all(text.as_bytes())
+            .with_context(|| format!("{} does not read", self.shown))
     }
 
     /// What the process complains about, to be read by the caller; a second call gets nothing.
@@ -182,8 +196,13 @@ mod tests {
 
     #[test]
     fn a_failed_command_is_named_with_what_it_said() {
-        let error = output(&mut sh("echo no such thing >&2; exit 3")).unwrap_err().to_string();
-        assert!(error.starts_with("sh -c") && error.ends_with("failed: no such thing"), "{error}");
+        let error = output(&mut sh("echo no such thing >&2; exit 3"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("sh -c") && error.ends_with("failed: no such thing"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -196,7 +215,10 @@ mod tests {
 
     #[test]
     fn waiting_in_vain_says_for_what_and_what_was_seen() {
-        let error = until("the tide turns", Duration::ZERO, || Ok(Err::<(), _>("still ebb".to_owned()))).unwrap_err();
+        let error = until("the tide turns", Duration::ZERO, || {
+            Ok(Err::<(), _>("still ebb".to_owned()))
+        })
+        .unwrap_err();
         assert_eq!(error.to_string(), "waited 0 s in vain until the tide turns: still ebb");
     }
 }

@@ -54,7 +54,9 @@ impl Status {
     /// The condition of this type where it is true.
     #[must_use]
     pub fn holds(&self, kind: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind == kind && condition.status == "True")
+        self.conditions
+            .iter()
+            .find(|condition| condition.kind == kind && condition.status == "True")
     }
 }
 
@@ -128,7 +130,9 @@ impl Reached {
     /// The weight as people write it.
     #[must_use]
     pub fn weight(&self) -> String {
-        self.weight.as_str().map_or_else(|| self.weight.to_string(), str::to_owned)
+        self.weight
+            .as_str()
+            .map_or_else(|| self.weight.to_string(), str::to_owned)
     }
 }
 
@@ -149,13 +153,23 @@ impl Moment {
             Value::Null => Status::default(),
             status => Status::deserialize(status).with_context(|| format!("cannot read the status {status}"))?,
         };
-        Ok(Self { at: seen.at, generation: seen.object["metadata"]["generation"].as_i64().unwrap_or_default(), status })
+        Ok(Self {
+            at: seen.at,
+            generation: seen.object["metadata"]["generation"].as_i64().unwrap_or_default(),
+            status,
+        })
     }
 
     /// One line for people.
     #[must_use]
     pub fn line(&self) -> String {
-        let Status { phase, step, weight, message, .. } = &self.status;
+        let Status {
+            phase,
+            step,
+            weight,
+            message,
+            ..
+        } = &self.status;
         format!("{phase} step {step} weight {weight}: {message}")
     }
 }
@@ -163,7 +177,10 @@ impl Moment {
 /// When the weight's hold begins to count, where this weight is in force.
 #[must_use]
 pub fn live_at(moment: &Moment, weight: &str, hold: Duration) -> Option<Timestamp> {
-    let due = moment.status.next_advance_at.filter(|_| moment.status.weight == weight)?;
+    let due = moment
+        .status
+        .next_advance_at
+        .filter(|_| moment.status.weight == weight)?;
     // The time is told to the second, so that it may be up to a second early.
     Some(due - hold + Duration::from_secs(1))
 }
@@ -187,18 +204,34 @@ const LAST_PHASES: [&str; 3] = ["Promoted", "RolledBack", "Stalled"];
 impl<'a> Release<'a> {
     /// Observes the release `name`, and then applies it.
     pub fn apply(namespace: &'a Namespace, object: &Value) -> Result<Self> {
-        let name = object["metadata"]["name"].as_str().context("the release has no name")?.to_owned();
-        let watch = Watch::start(namespace, &[RESOURCE, &format!("--field-selector=metadata.name={name}")])?;
-        let release = Self { namespace, name, watch, generation: Cell::new(0), passed: Cell::new(0) };
+        let name = object["metadata"]["name"]
+            .as_str()
+            .context("the release has no name")?
+            .to_owned();
+        let watch = Watch::start(
+            namespace,
+            &[RESOURCE, &format!("--field-selector=metadata.name={name}")],
+        )?;
+        let release = Self {
+            namespace,
+            name,
+            watch,
+            generation: Cell::new(0),
+            passed: Cell::new(0),
+        };
         release.apply_again(object)?;
         Ok(release)
     }
 
     /// Applies an edited version.
     pub fn apply_again(&self, object: &Value) -> Result<()> {
-        let mut command = self.namespace.kubectl(&["apply", "--request-timeout=30s", "--output=json", "-f", "-"]);
+        let mut command = self
+            .namespace
+            .kubectl(&["apply", "--request-timeout=30s", "--output=json", "-f", "-"]);
         let applied: Value = serde_json::from_str(&output_of_input(&mut command, &object.to_string())?)?;
-        let generation = applied["metadata"]["generation"].as_i64().context("the applied release has no generation")?;
+        let generation = applied["metadata"]["generation"]
+            .as_i64()
+            .context("the applied release has no generation")?;
         self.generation.set(generation);
         Ok(())
     }
@@ -226,12 +259,25 @@ impl<'a> Release<'a> {
     }
 
     /// The same for a release that is stalled and about to be helped.
-    pub fn until_even_from_stalled(&self, what: &str, within: Duration, wanted: impl Fn(&Moment) -> bool) -> Result<Moment> {
+    pub fn until_even_from_stalled(
+        &self,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Moment) -> bool,
+    ) -> Result<Moment> {
         self.until_unless(what, within, &["Promoted", "RolledBack"], wanted)
     }
 
-    fn until_unless(&self, what: &str, within: Duration, ends: &[&str], wanted: impl Fn(&Moment) -> bool) -> Result<Moment> {
-        let found = self.watch.until(what, within, |seen| self.next(seen, what, ends, &wanted).transpose());
+    fn until_unless(
+        &self,
+        what: &str,
+        within: Duration,
+        ends: &[&str],
+        wanted: impl Fn(&Moment) -> bool,
+    ) -> Result<Moment> {
+        let found = self
+            .watch
+            .until(what, within, |seen| self.next(seen, what, ends, &wanted).transpose());
         found.and_then(|found| found).with_context(|| {
             let last = self.watch.look(|seen| seen.last().map(Moment::of));
             format!(
@@ -251,7 +297,13 @@ impl<'a> Release<'a> {
     }
 
     /// Goes on through `seen` to the next moment for which `wanted` holds.
-    fn next(&self, seen: &[Seen], what: &str, ends: &[&str], wanted: &impl Fn(&Moment) -> bool) -> Result<Option<Moment>> {
+    fn next(
+        &self,
+        seen: &[Seen],
+        what: &str,
+        ends: &[&str],
+        wanted: &impl Fn(&Moment) -> bool,
+    ) -> Result<Option<Moment>> {
         let generation = self.generation.get();
         while let Some(next) = seen.get(self.passed.get()) {
             let moment = Moment::of(next)?;
@@ -271,7 +323,9 @@ impl<'a> Release<'a> {
 
     /// Waits for this phase.
     pub fn until_phase(&self, phase: &str, within: Duration) -> Result<Moment> {
-        self.until(&format!("the phase is {phase}"), within, |moment| moment.status.phase == phase)
+        self.until(&format!("the phase is {phase}"), within, |moment| {
+            moment.status.phase == phase
+        })
     }
 
     /// Waits until this weight is in force and has had its time to reach every ingress controller; the moment is when
@@ -280,8 +334,9 @@ impl<'a> Release<'a> {
     /// The operator tells when the next step is due, and a hold counts only from when the weight is live: so it is
     /// live `hold` before that.
     pub fn until_live(&self, weight: &str, hold: Duration, within: Duration) -> Result<Moment> {
-        let written =
-            self.until(&format!("the weight {weight} is in force"), within, |moment| live_at(moment, weight, hold).is_some())?;
+        let written = self.until(&format!("the weight {weight} is in force"), within, |moment| {
+            live_at(moment, weight, hold).is_some()
+        })?;
         let at = live_at(&written, weight, hold).unwrap_or(written.at);
         thread::sleep(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         Ok(Moment { at, ..written })
@@ -291,7 +346,9 @@ impl<'a> Release<'a> {
     pub fn columns(&self) -> Result<(Vec<String>, String)> {
         let shown = self.namespace.ask(&["get", RESOURCE, &self.name])?;
         let mut lines = shown.lines();
-        let (Some(heads), Some(row)) = (lines.next(), lines.next()) else { bail!("kubectl get shows only: {shown}") };
+        let (Some(heads), Some(row)) = (lines.next(), lines.next()) else {
+            bail!("kubectl get shows only: {shown}")
+        };
         Ok((heads.split_whitespace().map(str::to_owned).collect(), row.to_owned()))
     }
 
@@ -303,7 +360,11 @@ impl<'a> Release<'a> {
     /// Deletes it, and waits until it is gone.
     pub fn delete(&self, within: Duration) -> Result<()> {
         let timeout = format!("--timeout={}s", within.as_secs());
-        crate::process::output(&mut self.namespace.kubectl(&["delete", RESOURCE, &self.name, "--wait", &timeout]))?;
+        crate::process::output(
+            &mut self
+                .namespace
+                .kubectl(&["delete", RESOURCE, &self.name, "--wait", &timeout]),
+        )?;
         Ok(())
     }
 }
@@ -327,17 +388,36 @@ impl Event {
     pub fn of(object: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         // eventTime where the writer uses the new interface, the old fields where not.
-        let times = [&object["eventTime"], &object["deprecatedFirstTimestamp"], &object["metadata"]["creationTimestamp"]];
-        let at = times.iter().find_map(|time| time.as_str()?.parse().ok()).unwrap_or_default();
-        let count = object["series"]["count"].as_u64().or(object["deprecatedCount"].as_u64()).unwrap_or(1).max(1);
-        Self { at, reason: text(&object["reason"]), note: text(&object["note"]), count }
+        let times = [
+            &object["eventTime"],
+            &object["deprecatedFirstTimestamp"],
+            &object["metadata"]["creationTimestamp"],
+        ];
+        let at = times
+            .iter()
+            .find_map(|time| time.as_str()?.parse().ok())
+            .unwrap_or_default();
+        let count = object["series"]["count"]
+            .as_u64()
+            .or(object["deprecatedCount"].as_u64())
+            .unwrap_or(1)
+            .max(1);
+        Self {
+            at,
+            reason: text(&object["reason"]),
+            note: text(&object["note"]),
+            count,
+        }
     }
 }
 
 /// How `kubectl get` is asked for the events about the release `name`.
 #[must_use]
 pub fn event_args(name: &str) -> [String; 2] {
-    ["events.events.k8s.io".to_owned(), format!("--field-selector=regarding.kind=CanaryRelease,regarding.name={name}")]
+    [
+        "events.events.k8s.io".to_owned(),
+        format!("--field-selector=regarding.kind=CanaryRelease,regarding.name={name}"),
+    ]
 }
 
 fn events(namespace: &Namespace, name: &str) -> Result<Vec<Event>> {
@@ -367,7 +447,11 @@ pub fn weights_seen(seen: &[Seen]) -> Vec<WeightSeen> {
         let weight = (!change.gone).then(|| change.annotation(CANARY_WEIGHT).unwrap_or("0").to_owned());
         let before = weights.iter().rfind(|earlier| earlier.ingress == change.name());
         if before.is_none_or(|before| before.weight != weight) {
-            weights.push(WeightSeen { at: change.at, ingress: change.name().to_owned(), weight });
+            weights.push(WeightSeen {
+                at: change.at,
+                ingress: change.name().to_owned(),
+                weight,
+            });
         }
     }
     weights
@@ -379,9 +463,17 @@ mod tests {
     use serde_json::json;
 
     fn ingress(canary: bool, weight: &str, gone: bool) -> Seen {
-        let annotations = if canary { json!({CANARY: "true", CANARY_WEIGHT: weight}) } else { json!({}) };
+        let annotations = if canary {
+            json!({CANARY: "true", CANARY_WEIGHT: weight})
+        } else {
+            json!({})
+        };
         let object = json!({"metadata": {"name": "app-canary", "annotations": annotations}});
-        Seen { at: Timestamp::UNIX_EPOCH, gone, object }
+        Seen {
+            at: Timestamp::UNIX_EPOCH,
+            gone,
+            object,
+        }
     }
 
     #[test]
@@ -405,23 +497,42 @@ mod tests {
             "history": [{"outcome": "Promoted", "reason": "StepsDone", "message": "…", "reached": [
                 {"weight": "0.01", "at": "2026-03-01T10:00:00Z"}, {"weight": 30, "at": "2026-03-01T10:00:20Z"}]}],
         }});
-        let moment = Moment::of(&Seen { at: Timestamp::UNIX_EPOCH, gone: false, object }).unwrap();
+        let moment = Moment::of(&Seen {
+            at: Timestamp::UNIX_EPOCH,
+            gone: false,
+            object,
+        })
+        .unwrap();
         assert_eq!(moment.status.history[0].weights(), ["0.01", "30"]);
         assert!(moment.status.holds("Ready").is_some() && moment.status.holds("Stalled").is_none());
     }
 
     #[test]
     fn a_weight_is_live_its_hold_before_the_next_step_is_due() {
-        let object = json!({"metadata": {"generation": 1}, "status": {"weight": "30", "nextAdvanceAt": "2026-03-01T10:01:00Z"}});
-        let moment = Moment::of(&Seen { at: Timestamp::UNIX_EPOCH, gone: false, object }).unwrap();
-        assert_eq!(live_at(&moment, "30", Duration::from_secs(40)), Some("2026-03-01T10:00:21Z".parse().unwrap()));
+        let object =
+            json!({"metadata": {"generation": 1}, "status": {"weight": "30", "nextAdvanceAt": "2026-03-01T10:01:00Z"}});
+        let moment = Moment::of(&Seen {
+            at: Timestamp::UNIX_EPOCH,
+            gone: false,
+            object,
+        })
+        .unwrap();
+        assert_eq!(
+            live_at(&moment, "30", Duration::from_secs(40)),
+            Some("2026-03-01T10:00:21Z".parse().unwrap())
+        );
         assert_eq!(live_at(&moment, "60", Duration::from_secs(40)), None);
     }
 
     #[test]
     fn a_release_without_a_status_is_read_too() {
         let object = json!({"metadata": {"generation": 1}});
-        let moment = Moment::of(&Seen { at: Timestamp::UNIX_EPOCH, gone: false, object }).unwrap();
+        let moment = Moment::of(&Seen {
+            at: Timestamp::UNIX_EPOCH,
+            gone: false,
+            object,
+        })
+        .unwrap();
         assert_eq!((moment.generation, moment.status.observed_generation), (1, 0));
     }
 }

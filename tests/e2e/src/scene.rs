@@ -35,9 +35,15 @@ pub struct Scene {
 /// `name` becomes part of the namespace's name. Afterwards the namespace is deleted; after a failure it is kept,
 /// with all logs in `target/e2e-logs/NAME`.
 pub fn play(name: &str, body: impl FnOnce(&Scene) -> Result<()>) -> Outcome {
-    let Some(cluster) = Cluster::for_test(name)? else { return Ok(()) };
+    let Some(cluster) = Cluster::for_test(name)? else {
+        return Ok(());
+    };
     let operator = Operator::installed(cluster)?;
-    let scene = Scene { cluster, operator, namespace: Namespace::create(cluster, name)? };
+    let scene = Scene {
+        cluster,
+        operator,
+        namespace: Namespace::create(cluster, name)?,
+    };
     match catch_unwind(AssertUnwindSafe(|| body(&scene))) {
         Ok(Ok(())) => Ok(scene.namespace.delete()?),
         Ok(Err(error)) => Err(Failure(format!("{error:#}\n\n{}", scene.write_down(name)))),
@@ -99,10 +105,30 @@ impl Scene {
         const WEIGHTS: &str = r"-o=custom-columns=INGRESS:.metadata.name,CANARY:.metadata.annotations.nginx\.ingress\.kubernetes\.io/canary,WEIGHT:.metadata.annotations.nginx\.ingress\.kubernetes\.io/canary-weight";
         let looks: [(&str, &[&str]); 5] = [
             ("releases", &["get", RESOURCE, RELEASES]),
-            ("objects", &["get", "deployments,pods,services,endpointslices", "-o=wide"]),
+            (
+                "objects",
+                &["get", "deployments,pods,services,endpointslices", "-o=wide"],
+            ),
             ("Ingresses", &["get", "ingresses", WEIGHTS]),
-            ("events", &["get", "events.events.k8s.io", EVENTS, "--sort-by=.metadata.creationTimestamp"]),
-            ("logs of the pods", &["logs", "--selector=!no-pod-has-this", "--all-containers", "--prefix", "--tail=10"]),
+            (
+                "events",
+                &[
+                    "get",
+                    "events.events.k8s.io",
+                    EVENTS,
+                    "--sort-by=.metadata.creationTimestamp",
+                ],
+            ),
+            (
+                "logs of the pods",
+                &[
+                    "logs",
+                    "--selector=!no-pod-has-this",
+                    "--all-containers",
+                    "--prefix",
+                    "--tail=10",
+                ],
+            ),
         ];
         let look = |args: &[&str]| match attempt(&mut self.namespace.kubectl(args), "") {
             Ok(ended) => format!("{}{}", ended.stdout, ended.stderr),
@@ -114,7 +140,10 @@ impl Scene {
         let log = self.operator.log(2_000).unwrap_or_else(|error| format!("{error:#}"));
         let lines: Vec<_> = log.lines().filter(about_us).collect();
         sections.push(("the operator's log", lines[lines.len().saturating_sub(40)..].join("\n")));
-        sections.iter().map(|(title, text)| format!("--- {title}\n{}\n", text.trim_end())).collect()
+        sections
+            .iter()
+            .map(|(title, text)| format!("--- {title}\n{}\n", text.trim_end()))
+            .collect()
     }
 }
 

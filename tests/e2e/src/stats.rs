@@ -10,7 +10,10 @@ pub const FALSE_ALARM: f64 = 1e-5;
 /// exercise's 99 requests.
 #[must_use]
 pub fn binomial_bounds(n: u32, share: f64) -> (u32, u32) {
-    assert!((0.0..=1.0).contains(&share), "a share lies between 0 and 1, not at {share}");
+    assert!(
+        (0.0..=1.0).contains(&share),
+        "a share lies between 0 and 1, not at {share}"
+    );
     let low = first_beyond(n, share);
     (low, n - first_beyond(n, 1.0 - share))
 }
@@ -49,7 +52,9 @@ fn ln_factorial(n: f64) -> f64 {
         9.984_369_578_019_572e-6,
         1.505_632_735_149_311_6e-7,
     ];
-    let series = (1..).zip(TERMS).fold(FIRST, |sum, (i, term)| sum + term / (n + f64::from(i)));
+    let series = (1..)
+        .zip(TERMS)
+        .fold(FIRST, |sum, (i, term)| sum + term / (n + f64::from(i)));
     let t = n + 7.5;
     0.5 * (2.0 * std::f64::consts::PI).ln() + (n + 0.5) * t.ln() - t + series.ln()
 }
@@ -83,8 +88,14 @@ mod tests {
             let (low, high) = binomial_bounds(n, share);
             let below = |end: u32| (0..end).map(|hits| probability(hits, n, share)).sum::<f64>();
             let above = |start: u32| (start..=n).map(|hits| probability(hits, n, share)).sum::<f64>();
-            assert!(below(low) <= FALSE_ALARM / 2.0 && below(low + 1) > FALSE_ALARM / 2.0, "{n} {share}: low {low}");
-            assert!(above(high + 1) <= FALSE_ALARM / 2.0 && above(high) > FALSE_ALARM / 2.0, "{n} {share}: high {high}");
+            assert!(
+                below(low) <= FALSE_ALARM / 2.0 && below(low + 1) > FALSE_ALARM / 2.0,
+                "{n} {share}: low {low}"
+            );
+            assert!(
+                above(high + 1) <= FALSE_ALARM / 2.0 && above(high) > FALSE_ALARM / 2.0,
+                "{n} {share}: high {high}"
+            );
         }
     }
 

@@ -83,7 +83,9 @@ impl Watch {
     /// Watches the objects that `kubectl get ARGS` names in `namespace`, first as they are and then as they change.
     pub fn start(namespace: &Namespace, args: &[&str]) -> Result<Self> {
         let mut command = namespace.kubectl(&["get"]);
-        command.args(args).args(["--watch", "--output-watch-events", "--output=json"]);
+        command
+            .args(args)
+            .args(["--watch", "--output-watch-events", "--output=json"]);
         let (mut process, stdout) = Background::start(&mut command)?;
         let stderr = process.stderr().map(read_aside);
         let shared = Arc::new(Shared::default());
@@ -93,8 +95,14 @@ impl Watch {
                 let mut broken = None;
                 for event in Deserializer::from_reader(BufReader::new(stdout)).into_iter::<WatchEvent>() {
                     match event {
-                        Ok(WatchEvent { kind, object }) if matches!(kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") => {
-                            shared.log().seen.push(Seen { at: Timestamp::now(), gone: kind == "DELETED", object });
+                        Ok(WatchEvent { kind, object })
+                            if matches!(kind.as_str(), "ADDED" | "MODIFIED" | "DELETED") =>
+                        {
+                            shared.log().seen.push(Seen {
+                                at: Timestamp::now(),
+                                gone: kind == "DELETED",
+                                object,
+                            });
                             shared.grown.notify_all();
                         }
                         Ok(WatchEvent { kind, .. }) if kind == "BOOKMARK" => {}
@@ -110,7 +118,11 @@ impl Watch {
                 shared.grown.notify_all();
             }
         });
-        Ok(Self { what: args.join(" "), shared, process })
+        Ok(Self {
+            what: args.join(" "),
+            shared,
+            process,
+        })
     }
 
     /// Everything seen so far.
@@ -140,7 +152,12 @@ impl Watch {
             if left.is_zero() {
                 bail!("waited {} s in vain until {what}", within.as_secs());
             }
-            log = self.shared.grown.wait_timeout(log, left).unwrap_or_else(PoisonError::into_inner).0;
+            log = self
+                .shared
+                .grown
+                .wait_timeout(log, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 

@@ -24,22 +24,82 @@ const MISTAKES: &[Mistake] = &[
         |r| steps(r, json!([step("30"), step("20")])),
         &["spec.steps", "weights may not fall from one step to the next"],
     ),
-    ("decimal weights falling", |r| steps(r, json!([step("0.02"), step("0.01")])), &["spec.steps", "weights may not fall"]),
-    ("a weight over 100", |r| steps(r, json!([{"weight": 101, "hold": "1m"}])), &["spec.steps[0].weight", WEIGHT]),
-    ("a decimal weight over 100", |r| steps(r, json!([step("100.1")])), &["spec.steps[0].weight", WEIGHT]),
-    ("a negative weight", |r| steps(r, json!([{"weight": -1, "hold": "1m"}])), &["spec.steps[0].weight", WEIGHT]),
-    ("a word as a weight", |r| steps(r, json!([step("thirty")])), &["spec.steps[0].weight", WEIGHT]),
-    ("a percent sign", |r| steps(r, json!([step("30%")])), &["spec.steps[0].weight", WEIGHT]),
-    ("a weight as a float", |r| steps(r, json!([{"weight": 0.5, "hold": "1m"}])), &["spec.steps[0].weight", "integer"]),
-    ("a negative hold", |r| steps(r, json!([{"weight": 30, "hold": "-5s"}])), &["spec.steps[0].hold", DURATION]),
-    ("a hold without a unit", |r| steps(r, json!([{"weight": 30, "hold": "5"}])), &["spec.steps[0].hold", DURATION]),
-    ("a step without a hold", |r| steps(r, json!([{"weight": 30}])), &["spec.steps[0].hold", "Required value"]),
-    ("no steps in the list", |r| steps(r, json!([])), &["spec.steps", "should have at least 1 items"]),
-    ("both steps and ramp", |r| r["spec"]["ramp"] = ramp("10", "10", "50"), &[ONE_SCHEDULE]),
+    (
+        "decimal weights falling",
+        |r| steps(r, json!([step("0.02"), step("0.01")])),
+        &["spec.steps", "weights may not fall"],
+    ),
+    (
+        "a weight over 100",
+        |r| steps(r, json!([{"weight": 101, "hold": "1m"}])),
+        &["spec.steps[0].weight", WEIGHT],
+    ),
+    (
+        "a decimal weight over 100",
+        |r| steps(r, json!([step("100.1")])),
+        &["spec.steps[0].weight", WEIGHT],
+    ),
+    (
+        "a negative weight",
+        |r| steps(r, json!([{"weight": -1, "hold": "1m"}])),
+        &["spec.steps[0].weight", WEIGHT],
+    ),
+    (
+        "a word as a weight",
+        |r| steps(r, json!([step("thirty")])),
+        &["spec.steps[0].weight", WEIGHT],
+    ),
+    (
+        "a percent sign",
+        |r| steps(r, json!([step("30%")])),
+        &["spec.steps[0].weight", WEIGHT],
+    ),
+    (
+        "a weight as a float",
+        |r| steps(r, json!([{"weight": 0.5, "hold": "1m"}])),
+        &["spec.steps[0].weight", "integer"],
+    ),
+    (
+        "a negative hold",
+        |r| steps(r, json!([{"weight": 30, "hold": "-5s"}])),
+        &["spec.steps[0].hold", DURATION],
+    ),
+    (
+        "a hold without a unit",
+        |r| steps(r, json!([{"weight": 30, "hold": "5"}])),
+        &["spec.steps[0].hold", DURATION],
+    ),
+    (
+        "a step without a hold",
+        |r| steps(r, json!([{"weight": 30}])),
+        &["spec.steps[0].hold", "Required value"],
+    ),
+    (
+        "no steps in the list",
+        |r| steps(r, json!([])),
+        &["spec.steps", "should have at least 1 items"],
+    ),
+    (
+        "both steps and ramp",
+        |r| r["spec"]["ramp"] = ramp("10", "10", "50"),
+        &[ONE_SCHEDULE],
+    ),
     ("neither steps nor ramp", |r| remove(r, "steps"), &[ONE_SCHEDULE]),
-    ("a ramp that stands still", |r| only_ramp(r, ramp("10", "0", "50")), &["spec.ramp", "ramp.by must be more than 0"]),
-    ("a ramp downwards", |r| only_ramp(r, ramp("50", "10", "10")), &["spec.ramp", "ramp.from may not exceed ramp.to"]),
-    ("no version 2", |r| r["spec"]["canary"] = json!({}), &["spec.canary", "set canary.image, canary.template or both"]),
+    (
+        "a ramp that stands still",
+        |r| only_ramp(r, ramp("10", "0", "50")),
+        &["spec.ramp", "ramp.by must be more than 0"],
+    ),
+    (
+        "a ramp downwards",
+        |r| only_ramp(r, ramp("50", "10", "10")),
+        &["spec.ramp", "ramp.from may not exceed ramp.to"],
+    ),
+    (
+        "no version 2",
+        |r| r["spec"]["canary"] = json!({}),
+        &["spec.canary", "set canary.image, canary.template or both"],
+    ),
     (
         "a container without an image",
         |r| r["spec"]["canary"] = json!({"container": "frontend", "template": {}}),
@@ -51,7 +111,11 @@ const MISTAKES: &[Mistake] = &[
         &["spec.canary.suffix", "suffix starts with a dash"],
     ),
     ("no target", |r| remove(r, "target"), &["spec.target", "Required value"]),
-    ("a misspelt field", |r| r["spec"]["stepz"] = json!([]), &["unknown field \"spec.stepz\""]),
+    (
+        "a misspelt field",
+        |r| r["spec"]["stepz"] = json!([]),
+        &["unknown field \"spec.stepz\""],
+    ),
     (
         "a name that is too long for a label",
         |r| r["metadata"]["name"] = "a".repeat(64).into(),
@@ -86,7 +150,9 @@ fn only_ramp(release: &mut Value, ramp: Value) {
 fn mistakes_are_refused_when_applied_with_a_sentence() -> Outcome {
     play("bad-input", |scene| {
         // Otherwise a cluster that refuses everything would pass.
-        scene.namespace.apply(&[release_of_v3(&[(30, "1m"), (30, "0"), (60, "1h30m")])])?;
+        scene
+            .namespace
+            .apply(&[release_of_v3(&[(30, "1m"), (30, "0"), (60, "1h30m")])])?;
         let mut faults = Vec::new();
         for (mistake, make, sentences) in MISTAKES {
             let mut release = release_of_v3(&[(30, "1m")]);
@@ -95,7 +161,10 @@ fn mistakes_are_refused_when_applied_with_a_sentence() -> Outcome {
             match scene.namespace.apply_in_vain(&release)? {
                 None => faults.push(format!("{mistake}: was accepted")),
                 Some(refusal) => {
-                    let missing: Vec<_> = sentences.iter().filter(|sentence| !refusal.contains(**sentence)).collect();
+                    let missing: Vec<_> = sentences
+                        .iter()
+                        .filter(|sentence| !refusal.contains(**sentence))
+                        .collect();
                     if !missing.is_empty() {
                         faults.push(format!("{mistake}: {missing:?} is not in: {refusal}"));
                     }
@@ -137,7 +206,11 @@ fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
 
         let mut object = release_of_v3(&[(30, "10m")]);
         let release = Release::apply(namespace, &object)?;
-        stalls(namespace, &release, &["app-service", "second-service", "spec.target.service"])?;
+        stalls(
+            namespace,
+            &release,
+            &["app-service", "second-service", "spec.target.service"],
+        )?;
         object["spec"]["target"]["service"] = "app-service".into();
         release.apply_again(&object)?;
         goes_on(&release)
@@ -160,13 +233,26 @@ fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
 
 /// The condition `Stalled` names these things, and nothing of a canary was made.
 fn stalls(namespace: &Namespace, release: &Release<'_>, names: &[&str]) -> Result<()> {
-    let stalled = release.until("Stalled is True", TO_STALL, |moment| moment.status.holds("Stalled").is_some())?;
+    let stalled = release.until("Stalled is True", TO_STALL, |moment| {
+        moment.status.holds("Stalled").is_some()
+    })?;
     let condition = stalled.status.holds("Stalled").context("Stalled")?;
     for name in names {
-        ensure!(condition.message.contains(name), "the condition Stalled does not say {name}: {condition:?}");
-        ensure!(stalled.status.message.contains(name), "status.message does not say {name}: {}", stalled.line());
+        ensure!(
+            condition.message.contains(name),
+            "the condition Stalled does not say {name}: {condition:?}"
+        );
+        ensure!(
+            stalled.status.message.contains(name),
+            "status.message does not say {name}: {}",
+            stalled.line()
+        );
     }
-    ensure!(stalled.status.phase == "Stalled", "the phase is not Stalled: {}", stalled.line());
+    ensure!(
+        stalled.status.phase == "Stalled",
+        "the phase is not Stalled: {}",
+        stalled.line()
+    );
     let made = namespace.names("deployments,services,ingresses", LABEL)?;
     ensure!(made.is_empty(), "a stalled release made {made:?}");
     Ok(())

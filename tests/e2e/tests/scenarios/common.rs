@@ -16,14 +16,19 @@ use jiff::Timestamp;
 /// A watch of the namespace's Ingresses that has begun to see: the stable one is there already.
 pub fn watch_ingresses(namespace: &Namespace) -> Result<Watch> {
     let watch = Watch::start(namespace, &["ingresses"])?;
-    watch.until("the stable Ingress is seen", Duration::from_secs(30), |seen| (!seen.is_empty()).then_some(()))?;
+    watch.until("the stable Ingress is seen", Duration::from_secs(30), |seen| {
+        (!seen.is_empty()).then_some(())
+    })?;
     Ok(watch)
 }
 
 /// The weights that canary Ingresses carried one after another, `-` for gone.
 pub fn weights(watch: &Watch) -> Result<Vec<String>> {
     watch.still_runs()?;
-    Ok(weights_seen(&watch.seen()).into_iter().map(|seen| seen.weight.unwrap_or_else(|| "-".to_owned())).collect())
+    Ok(weights_seen(&watch.seen())
+        .into_iter()
+        .map(|seen| seen.weight.unwrap_or_else(|| "-".to_owned()))
+        .collect())
 }
 
 /// An error where a canary Ingress changed its weight between these times.
@@ -64,5 +69,6 @@ pub fn nothing_of_the_canary_left(namespace: &Namespace) -> Result<()> {
 
 /// Whether the number `number` stands in `text`, not as a part of another one.
 pub fn mentions(text: &str, number: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_digit() && c != '.').any(|word| word.trim_end_matches('.') == number)
+    text.split(|c: char| !c.is_ascii_digit() && c != '.')
+        .any(|word| word.trim_end_matches('.') == number)
 }

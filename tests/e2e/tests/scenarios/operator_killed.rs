@@ -39,7 +39,10 @@ fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Outcome {
         let killed = Timestamp::now();
         let reached_it = scene.operator.kill_process(TO_COME_BACK)?;
         let back_again = Timestamp::now();
-        ensure!(reached_it || scene.cluster.on_node("true", &[]).is_none(), "the operator's process was not killed");
+        ensure!(
+            reached_it || scene.cluster.on_node("true", &[]).is_none(),
+            "the operator's process was not killed"
+        );
         weight_stood_still(&ingresses, killed, back_again, "while the operator's process was gone")?;
 
         let promoted = release.until_phase("Promoted", Duration::from_secs(200))?;
@@ -52,16 +55,32 @@ fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Outcome {
         }
 
         let entry = promoted.status.history.first().context("status.history is empty")?;
-        ensure!(promoted.status.history.len() == 1, "one release became several: {:?}", promoted.status.history);
+        ensure!(
+            promoted.status.history.len() == 1,
+            "one release became several: {:?}",
+            promoted.status.history
+        );
         ensure!(entry.outcome == "Promoted", "status.history begins with {entry:?}");
-        let [thirty, sixty, ..] = &entry.reached[..] else { anyhow::bail!("the timeline is {:?}", entry.weights()) };
-        ensure!((&*thirty.weight(), &*sixty.weight()) == ("30", "60"), "the timeline is {:?}", entry.weights());
+        let [thirty, sixty, ..] = &entry.reached[..] else {
+            anyhow::bail!("the timeline is {:?}", entry.weights())
+        };
+        ensure!(
+            (&*thirty.weight(), &*sixty.weight()) == ("30", "60"),
+            "the timeline is {:?}",
+            entry.weights()
+        );
         // Both times are told to the second.
         let held = sixty.at.duration_since(thirty.at).unsigned_abs() + Duration::from_secs(1);
-        ensure!((HOLD..HOLD + SLACK).contains(&held), "the weight 30 was in force for {held:?} with a hold of {HOLD:?}");
+        ensure!(
+            (HOLD..HOLD + SLACK).contains(&held),
+            "the weight 30 was in force for {held:?} with a hold of {HOLD:?}"
+        );
 
         let weights = weights(&ingresses)?;
-        let steps: Vec<_> = weights.iter().filter(|weight| !["0", "100", "-"].contains(&weight.as_str())).collect();
+        let steps: Vec<_> = weights
+            .iter()
+            .filter(|weight| !["0", "100", "-"].contains(&weight.as_str()))
+            .collect();
         ensure!(
             steps == ["30", "60"] && weights.iter().filter(|w| *w == "-").count() == 1,
             "the canary Ingress carried {weights:?}"

@@ -34,34 +34,69 @@ fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Outc
         for (number, weight) in (1..).zip(STEPS) {
             let live = release.until_live(weight, EVERY, Duration::from_secs(60))?;
             let step = format!("{number}/{}", STEPS.len());
-            ensure!(live.status.step == step, "at the weight {weight} the step is {} instead of {step}", live.status.step);
+            ensure!(
+                live.status.step == step,
+                "at the weight {weight} the step is {} instead of {step}",
+                live.status.step
+            );
         }
         let promoted = release.until_phase("Promoted", Duration::from_secs(150))?;
         Tally::of(&load.stop()?).all_well("during the ramp")?;
 
         let entry = promoted.status.history.first().context("status.history is empty")?;
         ensure!(entry.outcome == "Promoted", "status.history begins with {entry:?}");
-        let reached: Vec<_> = entry.reached.iter().filter(|reached| reached.weight() != "100").collect();
-        ensure!(reached.iter().map(|reached| reached.weight()).eq(STEPS), "the timeline is {:?}", entry.weights());
+        let reached: Vec<_> = entry
+            .reached
+            .iter()
+            .filter(|reached| reached.weight() != "100")
+            .collect();
+        ensure!(
+            reached.iter().map(|reached| reached.weight()).eq(STEPS),
+            "the timeline is {:?}",
+            entry.weights()
+        );
         for pair in reached.windows(2) {
             let [from, to] = pair else { continue };
             // Both times are told to the second.
             let held = to.at.duration_since(from.at).unsigned_abs() + Duration::from_secs(1);
-            ensure!(held >= EVERY, "the weight {} was in force for {held:?}, not for {EVERY:?}", from.weight());
+            ensure!(
+                held >= EVERY,
+                "the weight {} was in force for {held:?}, not for {EVERY:?}",
+                from.weight()
+            );
         }
 
         let events = release.events()?;
         let raised: Vec<_> = events.iter().filter(|event| event.reason == "WeightChanged").collect();
         for (event, weight) in raised.iter().zip(STEPS) {
-            ensure!(mentions(&event.note, weight), "an event should tell of the weight {weight}: {event:?}");
+            ensure!(
+                mentions(&event.note, weight),
+                "an event should tell of the weight {weight}: {event:?}"
+            );
         }
-        ensure!(raised.len() >= STEPS.len(), "the events tell of fewer than {} weights: {events:?}", STEPS.len());
-        ensure!(events.iter().any(|event| event.reason == "Promoted"), "no event tells of the promotion: {events:?}");
+        ensure!(
+            raised.len() >= STEPS.len(),
+            "the events tell of fewer than {} weights: {events:?}",
+            STEPS.len()
+        );
+        ensure!(
+            events.iter().any(|event| event.reason == "Promoted"),
+            "no event tells of the promotion: {events:?}"
+        );
 
         let weights = weights(&ingresses)?;
-        let rising: Vec<_> = weights.iter().filter(|weight| !["0", "100", "-"].contains(&weight.as_str())).collect();
-        ensure!(rising == STEPS.iter().collect::<Vec<_>>(), "the canary Ingress carried {weights:?}");
-        ensure!(weights.last().is_some_and(|last| last == "-"), "the canary Ingress is not gone: {weights:?}");
+        let rising: Vec<_> = weights
+            .iter()
+            .filter(|weight| !["0", "100", "-"].contains(&weight.as_str()))
+            .collect();
+        ensure!(
+            rising == STEPS.iter().collect::<Vec<_>>(),
+            "the canary Ingress carried {weights:?}"
+        );
+        ensure!(
+            weights.last().is_some_and(|last| last == "-"),
+            "the canary Ingress is not gone: {weights:?}"
+        );
         nothing_of_the_canary_left(namespace)
     })
 }

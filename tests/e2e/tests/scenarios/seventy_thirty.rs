@@ -36,22 +36,41 @@ fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then
         let applied = Timestamp::now();
         let release = Release::apply(namespace, &manifest(RELEASE)?)?;
         let rolled_back = release.until_phase("RolledBack", TO_CRASH)?;
-        ensure!(rolled_back.at.duration_since(applied).unsigned_abs() <= TO_CRASH, "the rollback came after {TO_CRASH:?}");
+        ensure!(
+            rolled_back.at.duration_since(applied).unsigned_abs() <= TO_CRASH,
+            "the rollback came after {TO_CRASH:?}"
+        );
         names_the_reason(&rolled_back)?;
-        ensure!(weights(&ingresses)?.is_empty(), "a canary Ingress was made for pods that crash: {:?}", weights(&ingresses)?);
+        ensure!(
+            weights(&ingresses)?.is_empty(),
+            "a canary Ingress was made for pods that crash: {:?}",
+            weights(&ingresses)?
+        );
         load.until_answers(load.answers().len() + 4, Duration::from_secs(10))?;
         let tally = Tally::of(&load.answers());
         tally.all_well("while version 2 crashed")?;
-        ensure!(tally.from("v1") == tally.total, "requests did not reach version 1 alone: {tally}");
+        ensure!(
+            tally.from("v1") == tally.total,
+            "requests did not reach version 1 alone: {tally}"
+        );
         nothing_of_the_canary_left(namespace)?;
 
         release.apply_again(&manifest(RELEASE_MENDED)?)?;
         let live = release.until_live("30", HOLD, TO_BE_LIVE)?;
-        for object in ["deployment/challenge-app-v2", "service/app-service-v2", "ingress/challenge-app-ingress-v2"] {
-            namespace.ask(&["get", object]).with_context(|| format!("{object} should be there"))?;
+        for object in [
+            "deployment/challenge-app-v2",
+            "service/app-service-v2",
+            "ingress/challenge-app-ingress-v2",
+        ] {
+            namespace
+                .ask(&["get", object])
+                .with_context(|| format!("{object} should be there"))?;
         }
         let (heads, row) = release.columns()?;
-        ensure!(heads == ["NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "MESSAGE", "AGE"], "the columns are {heads:?}");
+        ensure!(
+            heads == ["NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "MESSAGE", "AGE"],
+            "the columns are {heads:?}"
+        );
         for word in ["challenge-app", "Progressing", "1/1", "30", &image("v1"), &image("v2")] {
             ensure!(row.contains(word), "the row does not say {word}: {row}");
         }
@@ -81,7 +100,12 @@ fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promo
         let release = Release::apply(namespace, &manifest(RELEASE_MENDED)?)?;
         let live = release.until_live("30", HOLD, TO_BE_LIVE)?;
         let answers = Load::exactly(scene.cluster, &host, 100, 2_000)?;
-        weight_stood_still(&ingresses, live.at, Timestamp::now(), "while the 2,000 requests were sent")?;
+        weight_stood_still(
+            &ingresses,
+            live.at,
+            Timestamp::now(),
+            "while the 2,000 requests were sent",
+        )?;
         let tally = Tally::of(&answers);
         tally.all_well("of the 2,000")?;
         splits(&tally, "v2", 30, "of the 2,000")?;
@@ -94,14 +118,32 @@ fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promo
 /// The rollback says what a person would have had to dig for.
 fn names_the_reason(rolled_back: &Moment) -> Result<()> {
     let status = &rolled_back.status;
-    for words in ["CrashLoopBackOff", "ModuleNotFoundError: No module named 'flask_limiter'"] {
-        ensure!(status.message.contains(words), "status.message does not say {words}: {}", status.message);
+    for words in [
+        "CrashLoopBackOff",
+        "ModuleNotFoundError: No module named 'flask_limiter'",
+    ] {
+        ensure!(
+            status.message.contains(words),
+            "status.message does not say {words}: {}",
+            status.message
+        );
     }
     let condition = status.holds("RolledBack").context("there is no condition RolledBack")?;
-    ensure!(condition.reason == "CrashLoopBackOff", "the condition RolledBack gives the reason {}", condition.reason);
+    ensure!(
+        condition.reason == "CrashLoopBackOff",
+        "the condition RolledBack gives the reason {}",
+        condition.reason
+    );
     let entry = status.history.first().context("status.history is empty")?;
-    ensure!((&*entry.outcome, &*entry.reason) == ("RolledBack", "CrashLoopBackOff"), "status.history begins with {entry:?}");
-    ensure!(entry.reached.is_empty(), "weights were in force for pods that crash: {:?}", entry.weights());
+    ensure!(
+        (&*entry.outcome, &*entry.reason) == ("RolledBack", "CrashLoopBackOff"),
+        "status.history begins with {entry:?}"
+    );
+    ensure!(
+        entry.reached.is_empty(),
+        "weights were in force for pods that crash: {:?}",
+        entry.weights()
+    );
     Ok(())
 }
 
@@ -110,14 +152,23 @@ fn promotes_unnoticed(release: &Release<'_>, load: Load) -> Result<()> {
     let promoting = release.until_phase("Promoting", Duration::from_secs(90))?;
     let promoted = release.until_phase("Promoted", TO_PROMOTE)?;
     // Until well after the end: what the clean-up broke would show only now.
-    load.until("answers came 5 s after the promotion", Duration::from_secs(30), |answers: &[Answer]| {
-        answers.last().is_some_and(|last| last.sent > promoted.at + Duration::from_secs(5))
-    })?;
+    load.until(
+        "answers came 5 s after the promotion",
+        Duration::from_secs(30),
+        |answers: &[Answer]| {
+            answers
+                .last()
+                .is_some_and(|last| last.sent > promoted.at + Duration::from_secs(5))
+        },
+    )?;
     let answers = load.stop()?;
     Tally::of(sent_between(&answers, promoting.at, promoted.at)).all_well("during the promotion")?;
     Tally::of(&answers).all_well("during the whole release")?;
     let after = Tally::of(sent_between(&answers, promoted.at, Timestamp::MAX));
-    ensure!(after.total > 0 && after.from("v2") == after.total, "after the promotion, not all is version 2: {after}");
+    ensure!(
+        after.total > 0 && after.from("v2") == after.total,
+        "after the promotion, not all is version 2: {after}"
+    );
     let entry = promoted.status.history.first().context("status.history is empty")?;
     ensure!(entry.outcome == "Promoted", "status.history begins with {entry:?}");
     Ok(())
@@ -132,8 +183,17 @@ fn carries_version_two(namespace: &Namespace, before: &Value) -> Result<()> {
     container["image"] = image("v2").into();
     container["command"] = json!(["python"]);
     container["args"] = json!(["app.py"]);
-    ensure!(after["spec"] == expected, "the Deployment's spec is\n{}\ninstead of\n{expected}", after["spec"]);
+    ensure!(
+        after["spec"] == expected,
+        "the Deployment's spec is\n{}\ninstead of\n{expected}",
+        after["spec"]
+    );
     let labels = |deployment: &Value| deployment["metadata"]["labels"].clone();
-    ensure!(labels(&after) == labels(before), "the Deployment's labels are {} instead of {}", labels(&after), labels(before));
+    ensure!(
+        labels(&after) == labels(before),
+        "the Deployment's labels are {} instead of {}",
+        labels(&after),
+        labels(before)
+    );
     Ok(())
 }

@@ -138,9 +138,16 @@ impl<'a> Stage<'a> {
         self.until("version 1 has answered for 3 s", Duration::from_secs(30), |stage| {
             Ok(stage.tally().from("v1") >= 3 * PER_SECOND)
         })?;
-        ensure!(self.tally().failed == 0, "version 1 alone does not answer well: {}", self.tally());
+        ensure!(
+            self.tally().failed == 0,
+            "version 1 alone does not answer well: {}",
+            self.tally()
+        );
         self.tell("Somebody wants version 2 out, 30 % of the requests first:");
-        self.screen.log(&Line::new(Style::Dim, format!("    $ kubectl -n {} apply -f release.yaml", namespace.name())));
+        self.screen.log(&Line::new(
+            Style::Dim,
+            format!("    $ kubectl -n {} apply -f release.yaml", namespace.name()),
+        ));
         for line in yaml(RELEASE) {
             self.screen.log(&Line::new(Style::Plain, format!("    {line}")));
         }
@@ -152,9 +159,16 @@ impl<'a> Stage<'a> {
         self.release = Some(Release::apply(namespace, &manifest(RELEASE)?)?);
         let rolled_back = self.until_phase("RolledBack", Duration::from_secs(60))?;
         let tally = self.tally();
-        ensure!(tally.from("v2") == 0 && tally.failed == 0, "the crash of version 2 was felt: {tally}");
+        ensure!(
+            tally.from("v2") == 0 && tally.failed == 0,
+            "the crash of version 2 was felt: {tally}"
+        );
         let reason = "ModuleNotFoundError: No module named 'flask_limiter'";
-        ensure!(rolled_back.status.message.contains(reason), "the release does not say why: {}", rolled_back.line());
+        ensure!(
+            rolled_back.status.message.contains(reason),
+            "the release does not say why: {}",
+            rolled_back.line()
+        );
         self.tell(&format!(
             "Version 2 crashes, and the release says why. Not one of {} requests met it: no canary Ingress was ever made.",
             tally.total
@@ -175,21 +189,32 @@ impl<'a> Stage<'a> {
     }
 
     fn split(&mut self) -> Result<()> {
-        let written = self
-            .until_moment("the weight 30 is in force", Duration::from_secs(90), |moment| live_at(moment, "30", HOLD).is_some())?;
+        let written = self.until_moment("the weight 30 is in force", Duration::from_secs(90), |moment| {
+            live_at(moment, "30", HOLD).is_some()
+        })?;
         let live = live_at(&written, "30", HOLD).context("the weight 30 is not in force")?;
         self.now("the weight 30 is written; nginx takes a few seconds to have it everywhere, and they do not count");
-        self.until("the weight 30 is live", Duration::from_secs(60), |_| Ok(Timestamp::now() >= live))?;
+        self.until("the weight 30 is live", Duration::from_secs(60), |_| {
+            Ok(Timestamp::now() >= live)
+        })?;
         self.tell("30 % is live. Counting from here.");
         self.now("version 2 gets 30 % of the requests, and the operator watches it");
         let promoting = self.until_phase("Promoting", Duration::from_secs(90))?;
         // Requests under way when the weight was about to change are left out.
-        let counted = self.load.look(|answers| Tally::of(sent_between(answers, live, promoting.at - Duration::from_secs(1))));
+        let counted = self
+            .load
+            .look(|answers| Tally::of(sent_between(answers, live, promoting.at - Duration::from_secs(1))));
         let (low, high) = binomial_bounds(counted.total, 0.3);
         let hits = counted.from("v2");
-        ensure!((low..=high).contains(&hits), "at weight 30, version 2 gave {hits} of {counted}; chance allows {low} to {high}");
+        ensure!(
+            (low..=high).contains(&hits),
+            "at weight 30, version 2 gave {hits} of {counted}; chance allows {low} to {high}"
+        );
         let percent = f64::from(hits) * 100.0 / f64::from(counted.total);
-        self.tell(&format!("Of {} requests, {hits} were answered by version 2: {percent:.1} %.", counted.total));
+        self.tell(&format!(
+            "Of {} requests, {hits} were answered by version 2: {percent:.1} %.",
+            counted.total
+        ));
         Ok(())
     }
 
@@ -197,15 +222,27 @@ impl<'a> Stage<'a> {
         self.now("version 2 takes version 1's place: traffic first, then the Deployment, then the canary goes");
         let promoted = self.until_phase("Promoted", Duration::from_secs(180))?;
         self.now("version 2 answers everything, from the Deployment that version 1 ran in");
-        self.until("version 2 has answered alone for 3 s", Duration::from_secs(60), |stage| {
-            stage.load.still_runs()?;
-            let after = stage.load.look(|answers| Tally::of(sent_between(answers, promoted.at, Timestamp::MAX)));
-            ensure!(after.from("v1") == 0, "version 1 still answers after the promotion: {after}");
-            Ok(after.from("v2") >= 3 * PER_SECOND)
-        })?;
+        self.until(
+            "version 2 has answered alone for 3 s",
+            Duration::from_secs(60),
+            |stage| {
+                stage.load.still_runs()?;
+                let after = stage
+                    .load
+                    .look(|answers| Tally::of(sent_between(answers, promoted.at, Timestamp::MAX)));
+                ensure!(
+                    after.from("v1") == 0,
+                    "version 1 still answers after the promotion: {after}"
+                );
+                Ok(after.from("v2") >= 3 * PER_SECOND)
+            },
+        )?;
         let tally = self.tally();
         tally.all_well("of the whole release")?;
-        self.tell(&format!("Promoted. Of {} requests in all, none failed and none took longer than a second.", tally.total));
+        self.tell(&format!(
+            "Promoted. Of {} requests in all, none failed and none took longer than a second.",
+            tally.total
+        ));
         Ok(())
     }
 
@@ -225,10 +262,16 @@ impl<'a> Stage<'a> {
         println!("  {kubectl} get canaryreleases -o wide");
         println!("  {kubectl} describe canaryrelease challenge-app      # conditions, history, events");
         println!("  {kubectl} edit canaryrelease challenge-app          # image …:v3, or several steps");
-        println!("  {kubectl} delete canaryrelease challenge-app        # in the middle of a step: traffic goes back first");
+        println!(
+            "  {kubectl} delete canaryrelease challenge-app        # in the middle of a step: traffic goes back first"
+        );
         match cluster.stop_by_hand() {
             Some(down) => println!("To stop the cluster:\n  {down}"),
-            None => println!("To clear up:\n  {} delete namespace {}", cluster.kubectl_by_hand(), namespace.name()),
+            None => println!(
+                "To clear up:\n  {} delete namespace {}",
+                cluster.kubectl_by_hand(),
+                namespace.name()
+            ),
         }
         Ok(())
     }
@@ -256,7 +299,9 @@ impl<'a> Stage<'a> {
     }
 
     fn until_phase(&mut self, phase: &str, within: Duration) -> Result<Moment> {
-        self.until_moment(&format!("the phase is {phase}"), within, |moment| moment.status.phase == phase)
+        self.until_moment(&format!("the phase is {phase}"), within, |moment| {
+            moment.status.phase == phase
+        })
     }
 
     /// Keeps the picture alive until there is a moment of the release for which `wanted` holds.
@@ -280,7 +325,10 @@ impl<'a> Stage<'a> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let last = self.release.as_ref().and_then(|release| release.latest().ok().flatten());
+                let last = self
+                    .release
+                    .as_ref()
+                    .and_then(|release| release.latest().ok().flatten());
                 let last = last.map_or_else(|| "there is no release".to_owned(), |moment| moment.line());
                 bail!("waited {} s in vain until {what}: {last}", within.as_secs());
             }
@@ -289,10 +337,19 @@ impl<'a> Stage<'a> {
     }
 
     fn show(&mut self) -> Result<()> {
-        let events: Vec<_> = self.events.look(|seen| seen[self.told..].iter().map(|change| Event::of(&change.object)).collect());
+        let events: Vec<_> = self.events.look(|seen| {
+            seen[self.told..]
+                .iter()
+                .map(|change| Event::of(&change.object))
+                .collect()
+        });
         self.told += events.len();
         for Event { reason, note, .. } in events {
-            self.screen.log(&Line::new(Style::Dim, "  operator: ").and(Style::V2, reason).and(Style::Plain, format!("  {note}")));
+            self.screen.log(
+                &Line::new(Style::Dim, "  operator: ")
+                    .and(Style::V2, reason)
+                    .and(Style::Plain, format!("  {note}")),
+            );
         }
         let release = match &self.release {
             Some(release) => release.latest()?,
@@ -300,21 +357,32 @@ impl<'a> Stage<'a> {
         };
         let since = Timestamp::now() - LATELY;
         let (lately, all) = self.load.look(|answers| {
-            let lately =
-                answers.iter().rev().take_while(|answer| answer.sent >= since - LATELY).filter(|answer| answer.sent >= since);
+            let lately = answers
+                .iter()
+                .rev()
+                .take_while(|answer| answer.sent >= since - LATELY)
+                .filter(|answer| answer.sent >= since);
             (Tally::of(lately), Tally::of(answers))
         });
         if self.screen.is_live() {
             let pods = self.pods.look(pods);
             let seconds = self.begin.elapsed().as_secs();
-            let picture = Picture { now: &self.now, seconds, release: release.as_ref(), lately: &lately, all: &all, pods: &pods };
+            let picture = Picture {
+                now: &self.now,
+                seconds,
+                release: release.as_ref(),
+                lately: &lately,
+                all: &all,
+                pods: &pods,
+            };
             let width = self.screen.width();
             self.screen.draw(picture.lines(width));
         } else if let Some(line) = release.map(|moment| moment.line())
             && line != self.said
         {
             let counts = format!("  [last 10 s: v1 {}, v2 {}]", lately.from("v1"), lately.from("v2"));
-            self.screen.log(&Line::new(Style::Plain, format!("release: {line}{counts}")));
+            self.screen
+                .log(&Line::new(Style::Plain, format!("release: {line}{counts}")));
             self.said = line;
         }
         Ok(())

@@ -60,10 +60,22 @@ impl Picture<'_> {
                         .and(Style::Dim, " step ")
                         .and(Style::Bold, format!("{:<5}", status.step))
                         .and(Style::Dim, " weight ")
-                        .and(Style::Bold, if status.weight.is_empty() { String::new() } else { format!("{} %", status.weight) }),
+                        .and(
+                            Style::Bold,
+                            if status.weight.is_empty() {
+                                String::new()
+                            } else {
+                                format!("{} %", status.weight)
+                            },
+                        ),
                 );
                 let message = wrap(&status.message, width.saturating_sub(6).max(20));
-                lines.extend(message.into_iter().take(3).map(|text| Line::new(Style::Plain, format!("      {text}"))));
+                lines.extend(
+                    message
+                        .into_iter()
+                        .take(3)
+                        .map(|text| Line::new(Style::Plain, format!("      {text}"))),
+                );
             }
         }
         lines.push(Line::empty());
@@ -138,7 +150,9 @@ fn pod(name: String, object: &Value) -> Pod {
     let version = image.rsplit_once(':').map_or(image, |(_, tag)| tag).to_owned();
     let container = &object["status"]["containerStatuses"][0];
     let state = &container["state"];
-    let not_running = state["waiting"]["reason"].as_str().or(state["terminated"]["reason"].as_str());
+    let not_running = state["waiting"]["reason"]
+        .as_str()
+        .or(state["terminated"]["reason"].as_str());
     let ready = container["ready"] == true;
     let (state, well) = match not_running {
         _ if !object["metadata"]["deletionTimestamp"].is_null() => ("ending", true),
@@ -148,8 +162,17 @@ fn pod(name: String, object: &Value) -> Pod {
         None => (object["status"]["phase"].as_str().unwrap_or("Pending"), true),
     };
     let restarts = container["restartCount"].as_u64().unwrap_or_default();
-    let state = if restarts > 0 { format!("{state}, started {} times", restarts + 1) } else { state.to_owned() };
-    Pod { name, version, state, well }
+    let state = if restarts > 0 {
+        format!("{state}, started {} times", restarts + 1)
+    } else {
+        state.to_owned()
+    };
+    Pod {
+        name,
+        version,
+        state,
+        well,
+    }
 }
 
 /// What must be added to the lines of `old` to get `new`, each line with `+` or a blank in front: the addition with
@@ -175,7 +198,13 @@ mod tests {
     #[test]
     fn a_small_share_is_seen_and_a_large_one_leaves_room() {
         assert_eq!(
-            [cells_of(0, 400, 40), cells_of(1, 400, 40), cells_of(120, 400, 40), cells_of(399, 400, 40), cells_of(400, 400, 40)],
+            [
+                cells_of(0, 400, 40),
+                cells_of(1, 400, 40),
+                cells_of(120, 400, 40),
+                cells_of(399, 400, 40),
+                cells_of(400, 400, 40)
+            ],
             [0, 1, 12, 39, 40]
         );
     }
@@ -197,16 +226,39 @@ mod tests {
             seen("a", true, ready),
             seen("b", false, crash),
         ]);
-        let shown: Vec<_> = pods.iter().map(|pod| (&*pod.name, &*pod.version, &*pod.state, pod.well)).collect();
-        assert_eq!(shown, [("b", "v2", "CrashLoopBackOff, started 3 times", false), ("c", "v2", "ready", true)]);
+        let shown: Vec<_> = pods
+            .iter()
+            .map(|pod| (&*pod.name, &*pod.version, &*pod.state, pod.well))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("b", "v2", "CrashLoopBackOff, started 3 times", false),
+                ("c", "v2", "ready", true)
+            ]
+        );
     }
 
     #[test]
     fn the_users_edit_is_an_addition() {
         let text = |yaml: &'static str| yaml.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>();
         let shown = addition(&text(RELEASE), &text(RELEASE_MENDED)).unwrap();
-        let added: Vec<_> = shown.iter().filter(|(added, _)| *added).map(|(_, line)| line.trim()).collect();
-        assert_eq!(added, ["template:", "spec:", "containers:", "- name: frontend", "command: [python]", "args: [app.py]"]);
+        let added: Vec<_> = shown
+            .iter()
+            .filter(|(added, _)| *added)
+            .map(|(_, line)| line.trim())
+            .collect();
+        assert_eq!(
+            added,
+            [
+                "template:",
+                "spec:",
+                "containers:",
+                "- name: frontend",
+                "command: [python]",
+                "args: [app.py]"
+            ]
+        );
         assert_eq!(shown.len(), added.len() + 4);
         assert_eq!(addition(&["a", "b"], &["a", "c"]), None);
     }
@@ -214,7 +266,14 @@ mod tests {
     #[test]
     fn no_line_of_the_picture_depends_on_there_being_a_release() {
         let tally = Tally::default();
-        let picture = Picture { now: "x", seconds: 65, release: None, lately: &tally, all: &tally, pods: &[] };
+        let picture = Picture {
+            now: "x",
+            seconds: 65,
+            release: None,
+            lately: &tally,
+            all: &tally,
+            pods: &[],
+        };
         assert!(picture.lines(80).len() >= 6 && picture.lines(5).len() >= 6);
     }
 }

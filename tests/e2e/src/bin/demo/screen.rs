@@ -86,7 +86,12 @@ impl Screen {
     pub fn new() -> Self {
         let live = io::stdout().is_terminal() && env::var_os("TERM").is_some_and(|term| term != "dumb");
         let color = live && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { live, color, picture: Vec::new(), drawn: 0 }
+        Self {
+            live,
+            color,
+            picture: Vec::new(),
+            drawn: 0,
+        }
     }
 
     /// Whether there is a picture.
@@ -96,7 +101,9 @@ impl Screen {
 
     /// Characters in a line.
     pub fn width(&self) -> usize {
-        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+        let size = rustix::termios::tcgetwinsize(io::stdout())
+            .ok()
+            .map(|size| usize::from(size.ws_col));
         size.filter(|columns| *columns >= 20).unwrap_or(100)
     }
 
@@ -140,7 +147,10 @@ impl Screen {
         }
         // A line that wrapped would be two, and the next one would be drawn a line too low.
         let width = self.width();
-        let lines = self.picture.iter().map(|line| format!("{}\n", line.show(width, self.color)));
+        let lines = self
+            .picture
+            .iter()
+            .map(|line| format!("{}\n", line.show(width, self.color)));
         self.drawn = self.picture.len();
         format!("\x1b[?25l{}", lines.collect::<String>())
     }
@@ -179,7 +189,9 @@ mod tests {
 
     #[test]
     fn lines_are_cut_by_what_is_seen_not_by_codes() {
-        let line = Line::new(Style::Bold, "äb").and(Style::Plain, "cd").and(Style::Bad, "ef");
+        let line = Line::new(Style::Bold, "äb")
+            .and(Style::Plain, "cd")
+            .and(Style::Bad, "ef");
         assert_eq!(line.show(3, true), "\x1b[1mäb\x1b[0mc");
         assert_eq!(line.show(100, false), "äbcdef");
     }
