@@ -1,0 +1,222 @@
+//! The operator: installed as users install it, watched, and killed.
+
+use std::{sync::OnceLock, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::{
+    cluster::{Cluster, repository, setting},
+    metrics::{Counts, Sample, parse},
+    process::{attempt, output, until},
+};
+
+/// Namespace and name of the Helm release, and so of the Deployment.
+const NAME: &str = "canary-operator";
+/// The operator's pods.
+const SELECTOR: &str = "--selector=app.kubernetes.io/name=canary-operator";
+/// Counter of the requests that the operator sends to the API server.
+const REQUESTS: &str = "canary_operator_api_requests_total";
+
+/// The installed operator.
+#[derive(Debug)]
+pub struct Operator {
+    cluster: &'static Cluster,
+}
+
+/// The operator's one pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OperatorPod {
+    /// Its name.
+    pub name: String,
+    /// Id of its container without the runtime's prefix; another one after every restart.
+    pub container: String,
+    /// How often its container was restarted.
+    pub restarts: u64,
+    /// Whether it is ready.
+    pub ready: bool,
+}
+
+impl Operator {
+    /// The operator of this process, installed or upgraded by `helm` at the first call: the chart of this
+    /// repository with the image `OPERATOR_IMAGE`, which must be there for the node to run.
+    pub fn installed(cluster: &'static Cluster) -> Result<&'static Self> {
+        static OPERATOR: OnceLock<Result<Operator, String>> = OnceLock::new();
+        match OPERATOR.get_or_init(|| install(cluster).map_err(|error| format!("{error:#}"))) {
+            Ok(operator) => Ok(operator),
+            Err(error) => bail!("the operator cannot be installed: {error}"),
+        }
+    }
+
+    fn ask(&self, args: &[&str]) -> Result<String> {
+        output(
+            self.cluster
+                .kubectl(&["--namespace", NAME])
+                .args(args)
+                .arg("--request-timeout=30s"),
+        )
+    }
+
+    /// The pod that is not about to go, if there is exactly one.
+    pub fn pod(&self) -> Result<Option<OperatorPod>> {
+        let pods: Value = serde_json::from_str(&self.ask(&["get", "pods", SELECTOR, "--output=json"])?)?;
+        let staying = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        let pods: Vec<_> = pods["items"].as_array().into_iter().flatten().filter(staying).collect();
+        let [pod] = pods[..] else { return Ok(None) };
+        let container = &pod["status"]["containerStatuses"][0];
+        let id = container["containerID"].as_str().unwrap_or_default();
+        Ok(Some(OperatorPod {
+            name: pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            container: id.rsplit_once("//").map_or(id, |(_, id)| id).to_owned(),
+            restarts: container["restartCount"].as_u64().unwrap_or_default(),
+            ready: container["ready"].as_bool().unwrap_or_default(),
+        }))
+    }
+
+    /// Waits for one ready pod that `which` holds for.
+    pub fn until_ready(&self, within: Duration, which: impl Fn(&OperatorPod) -> bool) -> Result<OperatorPod> {
+        until("the operator is ready", within, || {
+            Ok(match self.pod()? {
+                Some(pod) if pod.ready && which(&pod) => Ok(pod),
+                other => Err(format!("its pod is {other:?}")),
+            })
+        })
+    }
+
+    /// Deletes the pod as if its node had died, and waits for the next one to be ready.
+    pub fn delete_pod_by_force(&self, within: Duration) -> Result<()> {
+        let old = self.until_ready(within, |_| true)?;
+        self.ask(&[
+            "delete",
+            "pod",
+            &old.name,
+            "--force",
+            "--grace-period=0",
+            "--wait=false",
+        ])?;
+        self.until_ready(within, |pod| pod.name != old.name)?;
+        Ok(())
+    }
+
+    /// Kills the process with signal 9 and waits until the kubelet has started the next one; false where the node's
+    /// processes are out of reach.
+    pub fn kill_process(&self, within: Duration) -> Result<bool> {
+        let old = self.until_ready(within, |_| true)?;
+        let Some(processes) = self.processes(&old)? else {
+            return Ok(false);
+        };
+        let Some(mut kill) = self.cluster.on_node("kill", &["-9"]) else {
+            return Ok(false);
+        };
+        output(kill.args(&processes))?;
+        self.until_ready(within, |pod| pod.container != old.container)?;
+        Ok(true)
+    }
+
+    /// Numbers of the processes of the pod's container on the node.
+    fn processes(&self, pod: &OperatorPod) -> Result<Option<Vec<String>>> {
+        // Every process's cgroup names its container. Processes end while this looks, hence the `2>/dev/null`.
+        let script = r#"grep -l "$0" /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3"#;
+        let Some(mut look) = self.cluster.on_node("sh", &["-c", script, &pod.container]) else {
+            return Ok(None);
+        };
+        let found: Vec<String> = output(&mut look)?.lines().map(str::to_owned).collect();
+        if pod.container.is_empty() || found.is_empty() {
+            bail!(
+                "no process of the operator's container {:?} was found on the node",
+                pod.container
+            );
+        }
+        Ok(Some(found))
+    }
+
+    /// The operator's own metrics.
+    pub fn metrics(&self) -> Result<Vec<Sample>> {
+        let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
+        let path = format!("--raw=/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", pod.name);
+        parse(&self.ask(&["get", &path])?).context("the operator's metrics cannot be read")
+    }
+
+    /// The requests it has sent to the API server since it started, by verb, resource and code.
+    pub fn requests(&self) -> Result<Counts> {
+        let samples = self.metrics()?;
+        if !samples.iter().any(|sample| sample.name == REQUESTS) {
+            bail!("the operator's metrics have no {REQUESTS}");
+        }
+        Ok(Counts::of(REQUESTS, &samples))
+    }
+
+    /// Resident memory of its process now, and at most so far, in MiB; none where the node's processes are out of reach.
+    pub fn resident_mib(&self) -> Result<Option<(f64, f64)>> {
+        let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
+        let Some(processes) = self.processes(&pod)? else {
+            return Ok(None);
+        };
+        let Some(mut read) = self.cluster.on_node("cat", &[]) else {
+            return Ok(None);
+        };
+        let status = output(read.args(processes.iter().map(|number| format!("/proc/{number}/status"))))?;
+        let mib = |field: &str| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field)?.strip_suffix("kB"));
+            let kib: Option<f64> = line.and_then(|number| number.trim().parse().ok());
+            kib.map(|kib| kib / 1024.0)
+                .ok_or_else(|| anyhow!("the operator's /proc/…/status has no {field}"))
+        };
+        Ok(Some((mib("VmRSS:")?, mib("VmHWM:")?)))
+    }
+
+    /// The last lines it logged, and those of the process before where there was one.
+    pub fn log(&self, lines: u32) -> Result<String> {
+        let tail = format!("--tail={lines}");
+        let mut log = String::new();
+        for previous in ["--previous=true", "--previous=false"] {
+            let args = ["--namespace", NAME, "logs", SELECTOR, "--prefix=false", &tail, previous];
+            log.push_str(&attempt(&mut self.cluster.kubectl(&args), "")?.stdout);
+        }
+        Ok(log)
+    }
+}
+
+fn install(cluster: &'static Cluster) -> Result<Operator> {
+    let image = setting("OPERATOR_IMAGE", "localhost/canary-operator:e2e");
+    let (repository_of_image, tag) = image
+        .rsplit_once(':')
+        .filter(|(_, tag)| !tag.contains('/'))
+        .with_context(|| format!("OPERATOR_IMAGE {image} has no tag"))?;
+    let chart = repository().join("charts/canary-operator");
+    let set_repository = format!("--set-string=image.repository={repository_of_image}");
+    let set_tag = format!("--set-string=image.tag={tag}");
+    let upgrade = attempt(
+        &mut cluster.helm(&[
+            "upgrade",
+            "--install",
+            NAME,
+            &chart.to_string_lossy(),
+            "--namespace",
+            NAME,
+            "--create-namespace",
+            &set_repository,
+            &set_tag,
+            "--set=image.pullPolicy=IfNotPresent",
+            "--wait",
+            "--timeout=2m",
+        ]),
+        "",
+    )?;
+    let operator = Operator { cluster };
+    if !upgrade.success {
+        let pods = operator.ask(&["get", "pods", "--output=wide"]).unwrap_or_default();
+        let events = operator
+            .ask(&["get", "events", "--sort-by=.lastTimestamp"])
+            .unwrap_or_default();
+        let log = operator.log(20).unwrap_or_default();
+        bail!(
+            "helm upgrade with the image {image}: {}\n{pods}\n{events}\n{log}",
+            upgrade.stderr
+        );
+    }
+    operator.until_ready(Duration::from_secs(60), |_| true)?;
+    Ok(operator)
+}

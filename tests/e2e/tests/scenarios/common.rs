@@ -1,0 +1,74 @@
+//! What several scenarios ask.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use canary_e2e::{
+    load::Tally,
+    namespace::Namespace,
+    process::until,
+    release::{LABEL, WeightSeen, weights_seen},
+    stats::{FALSE_ALARM, binomial_bounds},
+    watch::Watch,
+};
+use jiff::Timestamp;
+
+/// A watch of the namespace's Ingresses that has begun to see: the stable one is there already.
+pub fn watch_ingresses(namespace: &Namespace) -> Result<Watch> {
+    let watch = Watch::start(namespace, &["ingresses"])?;
+    watch.until("the stable Ingress is seen", Duration::from_secs(30), |seen| {
+        (!seen.is_empty()).then_some(())
+    })?;
+    Ok(watch)
+}
+
+/// The weights that canary Ingresses carried one after another, `-` for gone.
+pub fn weights(watch: &Watch) -> Result<Vec<String>> {
+    watch.still_runs()?;
+    Ok(weights_seen(&watch.seen())
+        .into_iter()
+        .map(|seen| seen.weight.unwrap_or_else(|| "-".to_owned()))
+        .collect())
+}
+
+/// An error where a canary Ingress changed its weight between these times.
+pub fn weight_stood_still(watch: &Watch, from: Timestamp, to: Timestamp, during: &str) -> Result<()> {
+    watch.still_runs()?;
+    let changed = |seen: &WeightSeen| (from..=to).contains(&seen.at);
+    let changes: Vec<_> = weights_seen(&watch.seen()).into_iter().filter(changed).collect();
+    ensure!(changes.is_empty(), "the weight changed {during}: {changes:?}");
+    Ok(())
+}
+
+/// An error where the canary's share of these answers cannot be `percent` by chance.
+pub fn splits(tally: &Tally, canary: &str, percent: u32, during: &str) -> Result<()> {
+    let (low, high) = binomial_bounds(tally.total, f64::from(percent) / 100.0);
+    let hits = tally.from(canary);
+    ensure!(
+        (low..=high).contains(&hits),
+        "{canary} gave {hits} of the {tally} {during}; at {percent} % fewer than {low} or more than {high} come about by \
+         chance once in {:.0}",
+        1.0 / FALSE_ALARM,
+    );
+    ensure!(
+        tally.versions.values().sum::<u32>() == tally.total && tally.versions.len() <= 2,
+        "{during}, answers came from elsewhere than the two versions: {tally}"
+    );
+    Ok(())
+}
+
+/// Waits until nothing that the operator made for a release is left.
+pub fn nothing_of_the_canary_left(namespace: &Namespace) -> Result<()> {
+    const KINDS: &str = "deployments,replicasets,pods,services,endpointslices,ingresses";
+    // The garbage collector and the kubelet take their time after the Deployment has gone.
+    until("nothing of the canary is left", Duration::from_secs(60), || {
+        let left = namespace.names(KINDS, LABEL)?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(left.join(", ")) })
+    })
+}
+
+/// Whether the number `number` stands in `text`, not as a part of another one.
+pub fn mentions(text: &str, number: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit() && c != '.')
+        .any(|word| word.trim_end_matches('.') == number)
+}

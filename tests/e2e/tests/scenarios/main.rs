@@ -1,0 +1,9 @@
+//! The scenarios, on a real cluster with traffic through the real ingress-nginx. They mostly wait, so they run side
+//! by side, each in a namespace of its own: `--test-threads=8`.
+
+mod bad_input;
+mod common;
+mod deletion;
+mod operator_killed;
+mod ramp;
+mod seventy_thirty;
