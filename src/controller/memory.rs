@@ -1,6 +1,6 @@
 //! What this process knows about releases beyond what the watch has shown. Losing it costs nothing but a request.
 
-use crate::api::CanaryRelease;
+use crate::{api::CanaryRelease, observe::older};
 use kube::ResourceExt;
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,8 @@ pub(super) struct Memory(Mutex<BTreeMap<(String, String), Entry>>);
 
 #[derive(Default)]
 struct Entry {
-    /// Version that our write replaced, and what it left: newer than the cache while that still shows the former.
-    written: Option<(Option<String>, Arc<CanaryRelease>)>,
+    /// What our last write left, until the cache shows it or something newer.
+    written: Option<Arc<CanaryRelease>>,
     failures: u32,
 }
 
@@ -43,24 +43,18 @@ impl Memory {
     /// The release as cached, or as we left it where the cache is still behind our own write.
     pub fn newest(&self, namespace: &str, cached: &CanaryRelease) -> Arc<CanaryRelease> {
         self.change(namespace, &cached.name_any(), |entry| {
-            let behind = entry
-                .written
-                .take_if(|(before, _)| *before != cached.resource_version())
-                .is_none();
-            match &entry.written {
-                Some((_, newer)) if behind => newer.clone(),
-                _ => Arc::new(cached.clone()),
-            }
+            let behind = |ours: &Arc<CanaryRelease>| {
+                let (cached_at, ours_at) = (cached.resource_version(), ours.resource_version());
+                ours.uid() == cached.uid() && older(cached_at.as_deref(), ours_at.as_deref())
+            };
+            entry.written = entry.written.take().filter(behind);
+            entry.written.clone().unwrap_or_else(|| Arc::new(cached.clone()))
         })
     }
 
     /// Remembers what a write of ours left.
-    pub fn wrote(&self, namespace: &str, before: Option<String>, now: Arc<CanaryRelease>) {
-        self.change(namespace, &now.name_any(), |entry| {
-            // Two writes in a row: the cache may still show what was before the first.
-            let before = entry.written.take().map_or(before, |(first, _)| first);
-            entry.written = Some((before, now.clone()));
-        });
+    pub fn wrote(&self, namespace: &str, now: Arc<CanaryRelease>) {
+        self.change(namespace, &now.name_any(), |entry| entry.written = Some(now.clone()));
     }
 
     /// Counts a failed round; returns how many there were in a row before it.

@@ -31,7 +31,7 @@ type Guarded = DeserializeGuard<CanaryRelease>;
 
 /// First and longest pause after a failed round.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// A conflict means that the watch is about to show something newer.
+/// First pause after a conflict, which means that the watch is about to show something newer.
 const AFTER_CONFLICT: Duration = Duration::from_millis(300);
 /// How often the watched namespaces are checked for releases that are gone.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -169,14 +169,13 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
 }
 
 fn after_error(object: Arc<Guarded>, error: &RoundError, context: Arc<Context>) -> Action {
-    match error {
-        RoundError::Call(call) if call.is_conflict() => Action::requeue(AFTER_CONFLICT),
-        _ => {
-            let failures = context
-                .memory
-                .failed(&object.namespace().unwrap_or_default(), &object.name_any());
-            let (first, longest) = BACKOFF;
-            Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
-        }
-    }
+    let (first, longest) = BACKOFF;
+    let first = match error {
+        RoundError::Call(call) if call.is_conflict() => AFTER_CONFLICT,
+        _ => first,
+    };
+    let failures = context
+        .memory
+        .failed(&object.namespace().unwrap_or_default(), &object.name_any());
+    Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
 }

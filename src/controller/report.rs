@@ -40,9 +40,7 @@ pub(super) async fn stalled(
     let settings = &context.settings;
     let api: Api<CanaryRelease> = Api::namespaced(settings.client.clone(), &namespace);
     let written = bounded(api.replace_status(&release.name_any(), &PostParams::default(), &wanted)).await?;
-    context
-        .memory
-        .wrote(&namespace, release.resource_version(), written.into());
+    context.memory.wrote(&namespace, written.into());
     let note = Note {
         level: Level::Warning,
         reason: reason.to_owned(),
@@ -77,16 +75,17 @@ fn failed_conditions(context: &Context, reason: &str, message: &str) -> [Conditi
 
 /// A round that the API server refused: retrying alone does not mend it, so that it is told.
 pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundError) {
-    let (Ok(release), RoundError::Call(call)) = (&object.0, error) else {
-        return;
-    };
-    let (reason, remedy) = match call {
-        call if call.is_forbidden() => ("Forbidden", "grant the operator this right (docs/install.md)"),
-        call if call.refusal().is_some() => ("Refused", "see the message of the API server"),
-        _ => return,
+    let Ok(release) = &object.0 else { return };
+    let (reason, remedy) = match error {
+        RoundError::Call(call) if call.is_forbidden() => {
+            ("Forbidden", "grant the operator this right (docs/install.md)")
+        }
+        RoundError::Call(call) if call.refusal().is_some() => ("Refused", "see the message of the API server"),
+        RoundError::Call(_) => return,
+        RoundError::Panicked => ("InternalError", "report it with the operator's log"),
     };
     let release = context.memory.newest(&release.namespace().unwrap_or_default(), release);
-    let message = format!("{call}; the weight stays where it is and the operator tries again: {remedy}");
+    let message = format!("{error}; the weight stays where it is and the operator tries again: {remedy}");
     if let Err(error) = stalled(context, &release, reason, &message).await {
         tracing::warn!(name = release.name_any(), %error, "status not written");
     }

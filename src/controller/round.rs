@@ -79,32 +79,28 @@ async fn apply(
     latest: Arc<CanaryRelease>,
     write: &Write,
 ) -> Result<Arc<CanaryRelease>, CallError> {
-    let before = match &write.op {
-        Op::Create(_) => None,
-        Op::Merge { version, .. } | Op::StrategicMerge { version, .. } => Some(version.clone()),
-        Op::Delete { version, .. } => version.clone().or_else(|| view.version(write.kind, &write.name)),
-    };
     let outcome = perform(&context.settings.client, namespace, write).await;
     context.settings.metrics.wrote(write.kind, outcome.as_ref().err());
     tracing::info!(namespace, kind = ?write.kind, object = write.name, why = write.why, failed = outcome.as_ref().err().map(ToString::to_string), "write");
-    let now = match outcome? {
-        Applied::Stored(object) => Some(*object),
-        Applied::Deleted => None,
-    };
-    if write.kind != Kind::CanaryRelease {
-        view.wrote(write.kind, &write.name, before, now);
-        return Ok(latest);
+    if outcome.as_ref().is_err_and(CallError::is_not_found) {
+        view.forget(write.kind, &write.name);
     }
-    let mut written = CanaryRelease::clone(&latest);
-    if let Some(object) = now {
-        written.metadata = object.metadata;
+    match (outcome?, &write.op) {
+        (Applied::Stored(object), _) if write.kind == Kind::CanaryRelease => {
+            let mut written = CanaryRelease::clone(&latest);
+            written.metadata = object.metadata;
+            return Ok(remember(context, namespace, written));
+        }
+        (Applied::Stored(object), _) => view.wrote(write.kind, &write.name, object),
+        (Applied::Deleted, Op::Delete { uid, .. }) => view.deleted(write.kind, &write.name, uid),
+        (Applied::Deleted, _) => {}
     }
-    Ok(remember(context, namespace, before, written))
+    Ok(latest)
 }
 
-fn remember(context: &Context, namespace: &str, before: Option<String>, written: CanaryRelease) -> Arc<CanaryRelease> {
+fn remember(context: &Context, namespace: &str, written: CanaryRelease) -> Arc<CanaryRelease> {
     let written = Arc::new(written);
-    context.memory.wrote(namespace, before, written.clone());
+    context.memory.wrote(namespace, written.clone());
     written
 }
 
@@ -139,7 +135,7 @@ async fn write_status(
         ..Default::default()
     };
     let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await?;
-    Ok(remember(context, &namespace, latest.resource_version(), written))
+    Ok(remember(context, &namespace, written))
 }
 
 async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {
@@ -152,7 +148,7 @@ async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<
         Err(CallError::Kube(kube::Error::Api(status))) if status.is_not_found() => latest.clone(),
         Err(error) => return Err(error),
     };
-    Ok(remember(context, &namespace, latest.resource_version(), written))
+    Ok(remember(context, &namespace, written))
 }
 
 /// Other releases of the same Deployment that were there first: under way, or as new as this one but older.
@@ -171,7 +167,7 @@ fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
     let rival = |other: &CanaryRelease| {
         other.namespace() == release.namespace()
             && other.uid() != release.uid()
-            && other.spec.target.deployment == release.spec.target.deployment
+            && other.target() == release.target()
             && (under_way(other) || (!at_rest(other) && age(other) < age(release)))
     };
     let all = context.releases.state();

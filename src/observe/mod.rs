@@ -9,7 +9,8 @@ mod workload;
 pub use endpoints::ready;
 pub use pods::{Failure, failure, last_line};
 pub use read::observe;
-pub use views::{View, Views, Wake};
+pub(crate) use views::older;
+pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
 use crate::api::CanaryRelease;

@@ -14,6 +14,7 @@ use kube::{
 };
 use serde_json::Value;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Lines of a failed container's log that are asked for; the last that says something is told.
 const LOG_LINES: i64 = 20;
@@ -29,10 +30,12 @@ pub async fn observe(
     rivals: Vec<String>,
 ) -> Result<Observed, CallError> {
     let uid = release.uid().unwrap_or_default();
+    let now = Instant::now();
     let deployments = view.deployments();
+    let target = release.target();
     let stable = deployments
         .iter()
-        .find(|d| d.name_any() == release.spec.target.deployment)
+        .find(|d| d.name_any() == target)
         .and_then(|d| read(d));
     let own_deployments = deployments
         .iter()
@@ -56,7 +59,12 @@ pub async fn observe(
         seen.failure = Some((found, log));
     }
     if needs_merge(&seen) {
-        seen.merged = merge(client, &seen).await?;
+        seen.merged = match view.merged(&seen.release.name_any(), &question(&seen), now) {
+            Some(known) => Some(known),
+            None => merge(client, &seen).await?.inspect(|answer| {
+                view.remember_merged(&seen.release.name_any(), question(&seen), now, answer.clone());
+            }),
+        };
     }
     Ok(seen)
 }
@@ -124,6 +132,13 @@ fn needs_merge(seen: &Observed) -> bool {
         }
     };
     making && release.metadata.deletion_timestamp.is_none()
+}
+
+/// What a merge depends on: asked again only when this changes, or after a while, for a policy may have changed.
+fn question(seen: &Observed) -> String {
+    let stable = seen.stable.as_ref();
+    let (uid, generation) = stable.map(|s| (s.uid.as_str(), s.generation)).unwrap_or_default();
+    format!("{uid} {generation} {}", intent(&seen.release.spec))
 }
 
 /// What the stable Deployment would become: the API server merges and validates, nothing is stored.

@@ -5,7 +5,7 @@ use crate::{
     api::{CanaryRelease, LABEL_RELEASE},
     release::Kind,
 };
-use futures::{StreamExt, channel::mpsc::UnboundedSender};
+use futures::{Stream, StreamExt, channel::mpsc::UnboundedSender};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Service},
@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ApiResource, DynamicObject},
+    api::{ApiResource, DynamicObject, ObjectMeta},
     runtime::{
         WatchStreamExt,
         reflector::{ObjectRef, Store, store::Writer},
@@ -27,11 +27,20 @@ use std::{
     fmt::Debug,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 /// Wakes the reconciler for one release.
 pub type Wake = UnboundedSender<ObjectRef<kube::core::DeserializeGuard<CanaryRelease>>>;
+
+/// What a Deployment would become, or why the API server refuses that.
+pub type Merged = Result<serde_json::Value, String>;
+
+/// How long the answer to a merge is taken to hold: what refuses it may be a policy that changes unseen.
+const MERGE_HOLDS: Duration = Duration::from_secs(60);
+/// Before a watch that was refused starts over.
+const START_OVER: Duration = Duration::from_secs(10);
 
 /// The watched namespaces.
 pub struct Views {
@@ -56,14 +65,47 @@ pub struct View {
 struct State {
     members: BTreeSet<String>,
     written: BTreeMap<(Kind, String), Written>,
+    /// Number of the last write.
+    writes: u64,
     /// Why a watch does not work, by resource.
     broken: BTreeMap<String, String>,
+    /// What the API server made of a merge, by release: the question, when it was asked, and the answer.
+    merged: BTreeMap<String, (String, Instant, Merged)>,
 }
 
-/// Our own write, until the watch has shown it: what the cache says at `before` is older than what we know.
+/// Our own write, until the watch has shown it or something newer: the cache is older than what we know.
 struct Written {
-    before: Option<String>,
-    now: Option<DynamicObject>,
+    /// Which of our writes it was.
+    number: u64,
+    /// What it left.
+    now: Left,
+}
+
+/// What a write left of an object.
+enum Left {
+    /// The object as stored.
+    Object(Box<DynamicObject>),
+    /// Nothing of the object with this uid.
+    Nothing { uid: String },
+}
+
+impl Left {
+    /// Whether an event shows this or something newer. Versions are compared as numbers, as the API server's watch cache
+    /// itself does; what is not a number is taken for newer.
+    fn shown_by(&self, meta: &ObjectMeta, deleted: bool) -> bool {
+        match self {
+            Self::Object(object) => !older(meta.resource_version.as_deref(), object.resource_version().as_deref()),
+            Self::Nothing { uid } => {
+                deleted || meta.deletion_timestamp.is_some() || meta.uid.as_deref() != Some(uid.as_str())
+            }
+        }
+    }
+}
+
+/// Whether version `a` of an object is older than version `b`; not where they cannot be compared.
+pub(crate) fn older(a: Option<&str>, b: Option<&str>) -> bool {
+    let number = |version: Option<&str>| version.and_then(|v| v.parse::<u64>().ok());
+    matches!((number(a), number(b)), (Some(a), Some(b)) if a < b)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -138,12 +180,20 @@ impl View {
         let deployment = ApiResource::erase::<Deployment>(&());
         let deployments = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &deployment);
         Self {
-            deployments: watch(&mut watches, deployments, all.clone(), deployment, waker.clone()),
+            deployments: watch(
+                &mut watches,
+                deployments,
+                all.clone(),
+                deployment,
+                Some(Kind::Deployment),
+                waker.clone(),
+            ),
             services: watch(
                 &mut watches,
                 Api::<Service>::namespaced(client.clone(), namespace),
                 all.clone(),
                 (),
+                Some(Kind::Service),
                 waker.clone(),
             ),
             ingresses: watch(
@@ -151,6 +201,7 @@ impl View {
                 Api::<Ingress>::namespaced(client.clone(), namespace),
                 all.clone(),
                 (),
+                Some(Kind::Ingress),
                 waker.clone(),
             ),
             slices: watch(
@@ -158,6 +209,7 @@ impl View {
                 Api::<EndpointSlice>::namespaced(client.clone(), namespace),
                 all,
                 (),
+                None,
                 waker.clone(),
             ),
             pods: watch(
@@ -165,6 +217,7 @@ impl View {
                 Api::<Pod>::namespaced(client.clone(), namespace),
                 ours,
                 (),
+                None,
                 waker,
             ),
             state,
@@ -191,34 +244,41 @@ impl View {
         Ok(ready.into_iter().all(|ready| ready))
     }
 
-    /// Remembers what a write left, until the watch shows it. `before` is the version that was replaced.
-    pub fn wrote(&self, kind: Kind, name: &str, before: Option<String>, now: Option<DynamicObject>) {
-        lock(&self.state)
-            .written
-            .insert((kind, name.to_owned()), Written { before, now });
+    /// Remembers what a write left, until the watch shows it.
+    pub fn wrote(&self, kind: Kind, name: &str, object: Box<DynamicObject>) {
+        self.left(kind, name, Left::Object(object));
     }
 
-    /// Version of an object as last seen.
+    /// Remembers that an object is gone, until the watch shows it.
+    pub fn deleted(&self, kind: Kind, name: &str, uid: &str) {
+        self.left(kind, name, Left::Nothing { uid: uid.to_owned() });
+    }
+
+    fn left(&self, kind: Kind, name: &str, now: Left) {
+        let mut state = lock(&self.state);
+        state.writes += 1;
+        let number = state.writes;
+        state.written.insert((kind, name.to_owned()), Written { number, now });
+    }
+
+    /// The API server knows no such object, whatever a write of ours left.
+    pub fn forget(&self, kind: Kind, name: &str) {
+        lock(&self.state).written.remove(&(kind, name.to_owned()));
+    }
+
+    /// The answer to a merge that was asked for a short while ago.
     #[must_use]
-    pub fn version(&self, kind: Kind, name: &str) -> Option<String> {
-        match kind {
-            Kind::Deployment => self
-                .deployments()
-                .into_iter()
-                .find(|o| o.name_any() == name)?
-                .resource_version(),
-            Kind::Service => self
-                .services()
-                .into_iter()
-                .find(|o| o.name_any() == name)?
-                .resource_version(),
-            Kind::Ingress => self
-                .ingresses()
-                .into_iter()
-                .find(|o| o.name_any() == name)?
-                .resource_version(),
-            Kind::CanaryRelease => None,
-        }
+    pub fn merged(&self, release: &str, question: &str, now: Instant) -> Option<Merged> {
+        let state = lock(&self.state);
+        let (asked, at, answer) = state.merged.get(release)?;
+        (asked == question && now.duration_since(*at) < MERGE_HOLDS).then(|| answer.clone())
+    }
+
+    /// Remembers the answer to a merge.
+    pub fn remember_merged(&self, release: &str, question: String, now: Instant, answer: Merged) {
+        lock(&self.state)
+            .merged
+            .insert(release.to_owned(), (question, now, answer));
     }
 
     /// Deployments of the namespace.
@@ -262,20 +322,17 @@ impl View {
             .into_iter()
             .map(|object| (object.name_any(), object))
             .collect();
-        let mut state = lock(&self.state);
-        state.written.retain(|(written_kind, name), written| {
-            if *written_kind != kind {
-                return true;
+        let state = lock(&self.state);
+        for ((_, name), written) in state.written.iter().filter(|((of, _), _)| *of == kind) {
+            match &written.now {
+                Left::Object(object) => {
+                    if let Some(object) = convert(object) {
+                        seen.insert(name.clone(), Arc::new(object));
+                    }
+                }
+                Left::Nothing { .. } => drop(seen.remove(name)),
             }
-            let stale = seen.get(name).and_then(|object| object.meta().resource_version.clone()) == written.before;
-            if stale {
-                match written.now.as_ref().and_then(&convert) {
-                    Some(object) => seen.insert(name.clone(), Arc::new(object)),
-                    None => seen.remove(name),
-                };
-            }
-            stale
-        });
+        }
         seen.into_values().collect()
     }
 }
@@ -333,11 +390,37 @@ impl Waker {
             .unbounded_send(ObjectRef::new(release).within(&self.namespace));
     }
 
-    fn works(&self, resource: &str) {
-        lock(&self.state).broken.remove(resource);
+    /// An event shows what became of an object.
+    fn shown<K: Resource>(&self, kind: Option<Kind>, object: &K, deleted: bool) {
+        let (Some(kind), Some(name)) = (kind, object.meta().name.clone()) else {
+            return;
+        };
+        let mut state = lock(&self.state);
+        let key = (kind, name);
+        if state
+            .written
+            .get(&key)
+            .is_some_and(|written| written.now.shown_by(object.meta(), deleted))
+        {
+            state.written.remove(&key);
+        }
     }
 
-    fn broke(&self, resource: &str, error: &watcher::Error) {
+    fn writes(&self) -> u64 {
+        lock(&self.state).writes
+    }
+
+    /// A list shows everything that was written before it was asked for.
+    fn listed(&self, kind: Option<Kind>, resource: &str, asked: u64) {
+        let mut state = lock(&self.state);
+        state.broken.remove(resource);
+        state
+            .written
+            .retain(|(of, _), written| Some(*of) != kind || written.number > asked);
+    }
+
+    /// Returns whether the watch has to start over with a list.
+    fn broke(&self, resource: &str, error: &watcher::Error) -> bool {
         let refused = match error {
             watcher::Error::InitialListFailed(kube::Error::Api(status))
             | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
@@ -345,11 +428,14 @@ impl Waker {
             }
             _ => None,
         };
+        // kube tries the same version again for ever: after 410 in vain, and after 403 without a sign that it works again.
+        let over = matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 410));
         tracing::warn!(namespace = self.namespace, resource, %error, "watch interrupted");
         if let Some(message) = refused {
             lock(&self.state).broken.insert(resource.to_owned(), message);
             self.wake_all();
         }
+        over
     }
 }
 
@@ -358,6 +444,7 @@ fn watch<K>(
     api: Api<K>,
     config: watcher::Config,
     dyntype: K::DynamicType,
+    kind: Option<Kind>,
     waker: Waker,
 ) -> Store<K>
 where
@@ -365,25 +452,57 @@ where
     K::DynamicType: Eq + Hash + Clone + Send + Sync + 'static,
 {
     let resource = K::plural(&dyntype).into_owned();
-    let writer = Writer::<K>::new(dyntype);
+    let mut writer = Writer::<K>::new(dyntype);
     let store = writer.as_reader();
-    let stream = watcher(api, config)
-        .modify(|object| object.meta_mut().managed_fields = None)
-        .default_backoff()
-        .reflect(writer);
     watches.spawn(async move {
-        let mut stream = std::pin::pin!(stream);
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => waker.wake(&object),
-                Ok(watcher::Event::InitDone) => {
-                    waker.works(&resource);
-                    waker.wake_all();
-                }
-                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                Err(error) => waker.broke(&resource, &error),
-            }
+        loop {
+            let stream = watcher(api.clone(), config.clone())
+                .modify(|object| object.meta_mut().managed_fields = None)
+                .default_backoff();
+            follow(stream, &mut writer, &waker, kind, &resource).await;
+            tokio::time::sleep(START_OVER).await;
         }
     });
     store
+}
+
+/// Until the watch has to start over.
+async fn follow<K>(
+    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+    writer: &mut Writer<K>,
+    waker: &Waker,
+    kind: Option<Kind>,
+    resource: &str,
+) where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    let mut stream = std::pin::pin!(stream);
+    let mut asked = 0;
+    while let Some(event) = stream.next().await {
+        if let Ok(event) = &event {
+            writer.apply_watcher_event(event);
+        }
+        match event {
+            Ok(watcher::Event::Apply(object)) => {
+                waker.shown(kind, &object, false);
+                waker.wake(&object);
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                waker.shown(kind, &object, true);
+                waker.wake(&object);
+            }
+            Ok(watcher::Event::Init) => asked = waker.writes(),
+            Ok(watcher::Event::InitApply(_)) => {}
+            Ok(watcher::Event::InitDone) => {
+                waker.listed(kind, resource, asked);
+                waker.wake_all();
+            }
+            Err(error) => {
+                if waker.broke(resource, &error) {
+                    return;
+                }
+            }
+        }
+    }
 }
