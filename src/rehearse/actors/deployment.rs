@@ -195,6 +195,17 @@ impl<'a> Reconcile<'a> {
             "spec": {"replicas": 0, "selector": selector, "template": template},
         });
         self.refusal = self.server.create(object).err();
+        if self
+            .refusal
+            .as_ref()
+            .is_some_and(|refusal| refusal.reason == "AlreadyExists")
+        {
+            // The set of a Deployment of this name that was deleted is still being collected: another name is taken.
+            self.refusal = None;
+            let collisions = int(&self.deployment, "/status/collisionCount").unwrap_or(0) + 1;
+            self.server
+                .edit(self.key, |o| set(o, "/status/collisionCount", json!(collisions)));
+        }
     }
 
     fn sync_pods(&mut self, set: &Replicas) {
@@ -223,6 +234,13 @@ impl<'a> Reconcile<'a> {
 
     fn write_status(&mut self, hash: &str, bounds: Bounds) {
         let mut status = json!({"observedGeneration": self.deployment.pointer("/metadata/generation")});
+        if let Some(collisions) = self
+            .server
+            .get(self.key)
+            .and_then(|d| int(&d, "/status/collisionCount"))
+        {
+            set(&mut status, "/collisionCount", json!(collisions));
+        }
         let (mut total, mut updated, mut ready, mut available) = (0, 0, 0, 0);
         for rs in self.sets() {
             let (alive, view) = (rs.alive().count(), self.view(&rs, hash));
@@ -408,10 +426,13 @@ fn pod_of(set: &Replicas) -> Value {
     pod
 }
 
-/// A name for a pod template: equal templates, equal names (FNV-1a in the alphabet of pod names).
+/// A name for a pod template: equal templates, equal names (FNV-1a in the alphabet of pod names), but for collisions.
 pub fn template_hash(deployment: &Value) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let template = deployment.pointer("/spec/template").unwrap_or(&Value::Null).to_string();
+    let mut template = deployment.pointer("/spec/template").unwrap_or(&Value::Null).to_string();
+    if let Some(collisions) = int(deployment, "/status/collisionCount") {
+        template.push_str(&collisions.to_string());
+    }
     let mut hash = template.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     });
