@@ -1,4 +1,4 @@
-use super::{CanaryReleaseStatus, Duration, Weight};
+use super::{CanaryReleaseStatus, Duration, Stage, Weight};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -144,4 +144,15 @@ pub struct Ramp {
     pub to: Weight,
     /// How long each weight stays.
     pub every: Duration,
+}
+
+impl CanaryRelease {
+    /// Name of version 1's Deployment: the one that the running release started with, or the one that is asked for.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        let rollout = self.status.as_ref().and_then(|status| status.rollout.as_ref());
+        rollout
+            .filter(|rollout| rollout.stage != Stage::Ended && !rollout.deployment.is_empty())
+            .map_or(&self.spec.target.deployment, |rollout| &rollout.deployment)
+    }
 }

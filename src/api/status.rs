@@ -112,6 +112,9 @@ pub struct Rollout {
     /// When the last canary Ingress was deleted; version 2's pods outlive it by the settle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_since: Option<MicroTime>,
+    /// Name of version 1's Deployment, frozen when the release started: another target is another release.
+    #[serde(default)]
+    pub deployment: String,
     /// Hash of version 1's pod template when the release started.
     pub stable_revision: String,
     /// Names of the stable Service and Ingresses, as found when the release started.

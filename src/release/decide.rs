@@ -10,12 +10,12 @@ use super::{
 use crate::{
     api::{CanaryObjects, Outcome, Phase, Rollout, Stage, Weight},
     observe::{Observed, Workload, image, pod_labels, revision},
-    render,
+    render::{self, owned_by},
     routing::Routing,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -126,6 +126,7 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         weight_since: None,
         drained_since: None,
         stable_since: None,
+        deployment: stable.name.clone(),
         stable_revision: stable.revision(),
         service: ground.service.name_any(),
         ingresses: ground.ingresses.iter().map(|i| i.name_any()).collect(),
@@ -292,8 +293,15 @@ fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         .seen
         .services
         .iter()
-        .any(|s| s.name_any() == rollout.canary.service);
+        .any(|s| s.name_any() == rollout.canary.service && owned_by(s.meta(), &draft.uid()));
     if draft.canary(&rollout).is_none() || !service_there {
+        if draft.deadline(&rollout).is_zero() {
+            let message = format!(
+                "Deployment {} or Service {} was deleted by somebody else, and not ready within {} (spec.progressDeadline)",
+                rollout.canary.deployment, rollout.canary.service, draft.seen.release.spec.progress_deadline
+            );
+            return ending::turn_back(draft, rollout, Outcome::RolledBack, "CanaryDeleted", message);
+        }
         return remake(draft, rollout);
     }
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);

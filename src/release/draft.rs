@@ -157,11 +157,13 @@ impl<'a> Draft<'a> {
 
     /// Scales the canary up to `pods`; never down, for pods go after their traffic.
     /// Returns whether so many are ready, by the Service's endpoints.
-    pub fn scale(&mut self, rollout: &Rollout, pods: i32, why: &str) -> bool {
+    pub fn scale(&mut self, rollout: &mut Rollout, pods: i32, why: &str) -> bool {
         let Some(canary) = self.canary(rollout) else {
             return false;
         };
         if canary.replicas < pods {
+            // The operator may have been away since the last wait: these pods were asked for only now.
+            rollout.waiting_since = MicroTime(self.now);
             let patch = json!({"spec": {"replicas": pods}});
             self.write(
                 Kind::Deployment,
@@ -179,40 +181,47 @@ impl<'a> Draft<'a> {
 
     /// Makes every canary Ingress express `split`; returns whether that took a write.
     pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
-        let suffix = &self.seen.release.spec.canary.suffix;
-        let owner = self.owner();
-        let own: Vec<_> = self.own_ingresses().collect();
-        let mut wrote = false;
-        for stable in self
-            .seen
-            .ingresses
-            .iter()
-            .filter(|i| rollout.ingresses.contains(&i.name_any()))
-        {
-            let name = format!("{}{suffix}", stable.name_any());
-            let services = Services {
-                stable: &rollout.service,
-                canary: &rollout.canary.service,
-            };
-            let wanted = self.routing.canary(stable, &name, &owner, services, split);
-            let op = match own.iter().find(|live| live.name_any() == name) {
-                None => Some(Op::Create(wanted)),
-                Some(live) => {
-                    let version = live.resource_version().unwrap_or_default();
-                    self.routing
-                        .correction(live, &wanted)
-                        .map(|patch| Op::Merge { version, patch })
-                }
-            };
-            if let Some(op) = op {
-                wrote = true;
-                self.write(Kind::Ingress, &name, op, why);
-            }
+        let ops = self.steering(rollout, split);
+        let wrote = !ops.is_empty();
+        for (name, op) in ops {
+            self.write(Kind::Ingress, &name, op, why);
         }
         if wrote {
             self.steered = Some(split.weight);
         }
         wrote
+    }
+
+    /// A canary Ingress that does not express `split`.
+    pub fn strays(&self, rollout: &Rollout, split: Split) -> Option<String> {
+        self.steering(rollout, split).into_iter().map(|(name, _)| name).next()
+    }
+
+    /// What it takes until every canary Ingress expresses `split`, by name.
+    fn steering(&self, rollout: &Rollout, split: Split) -> Vec<(String, Op)> {
+        let suffix = &self.seen.release.spec.canary.suffix;
+        let owner = self.owner();
+        let own: Vec<_> = self.own_ingresses().collect();
+        let services = Services {
+            stable: &rollout.service,
+            canary: &rollout.canary.service,
+        };
+        let stable = self.seen.ingresses.iter();
+        let stable = stable.filter(|i| rollout.ingresses.contains(&i.name_any()));
+        stable
+            .filter_map(|stable| {
+                let name = format!("{}{suffix}", stable.name_any());
+                let wanted = self.routing.canary(stable, &name, &owner, services, split);
+                let op = match own.iter().find(|live| live.name_any() == name) {
+                    None => Op::Create(wanted),
+                    Some(live) => Op::Merge {
+                        version: live.resource_version().unwrap_or_default(),
+                        patch: self.routing.correction(live, &wanted)?,
+                    },
+                };
+                Some((name, op))
+            })
+            .collect()
     }
 
     /// Deletes everything of the canary in the order that loses no request: Ingresses, the settle time, then the pods.
@@ -228,11 +237,16 @@ impl<'a> Draft<'a> {
                 self.write(Kind::Ingress, &ingress.name_any(), op, why);
             }
             self.steered = Some(Weight::ZERO);
-            *drained_since = Some(MicroTime(self.now));
+            // An operator that died after it wrote the first weight did not record that version 2 is exposed.
+            let exposed = exposed || self.live_weight() > Weight::ZERO;
+            // One whose deletion somebody's finalizer holds up still leads requests there: the time counts from its end,
+            // and a time that moved with every look would be a write with every look.
+            let all_asked = live.iter().all(|i| i.metadata.deletion_timestamp.is_some());
+            *drained_since = (exposed && !all_asked).then_some(MicroTime(self.now));
             self.look_again(self.settle);
             return false;
         }
-        if exposed {
+        if exposed || drained_since.is_some() {
             let since = drained_since.get_or_insert(MicroTime(self.now)).0;
             let rest = self.until(since, self.settle);
             if !rest.is_zero() {
@@ -282,7 +296,10 @@ impl<'a> Draft<'a> {
     /// Looks again when the progress deadline of the current wait passes; tells how much of it is left.
     pub fn deadline(&mut self, rollout: &Rollout) -> Duration {
         let left = self.until(rollout.waiting_since.0, self.seen.release.spec.progress_deadline.get());
-        self.look_again(left);
+        // A deadline that has passed is no reason to look at once, again and again.
+        if !left.is_zero() {
+            self.look_again(left);
+        }
         left
     }
 

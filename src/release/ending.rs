@@ -77,7 +77,7 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
 }
 
 pub(super) fn stable_changed(draft: &Draft<'_>) -> String {
-    let name = &draft.seen.release.spec.target.deployment;
+    let name = draft.seen.release.target();
     match draft.seen.stable {
         None => format!("Deployment {name} was deleted while version 2 was being released"),
         Some(_) => format!(
@@ -173,6 +173,12 @@ pub(super) fn end(
             draft.say(Phase::Pending, "Superseded", message);
         }
     }
+    if outcome == Outcome::Superseded
+        && let Some(rollout) = &mut draft.status.rollout
+    {
+        // What was asked for before may be asked for again meanwhile: it is yet to be released.
+        rollout.intent.clear();
+    }
     // A superseded release is followed by the next at once, which would only take the finalizer again.
     draft.decision.release_finalizer = outcome != Outcome::Superseded;
     draft.look_again(if outcome == Outcome::Superseded {
@@ -193,8 +199,15 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
         .deletion_timestamp
         .as_ref()
         .map_or(draft.now, |at| at.0);
-    let overdue = draft.until(asked, DELETION_DEADLINE + draft.settle).is_zero();
     let mut rollout = draft.status.rollout.clone();
+    // Counted from when the way back began, not from when it was asked for: the operator may have been away, and its clock
+    // may differ from the API server's. What was never recorded never had traffic.
+    let begun = match &rollout {
+        None => asked,
+        Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => rollout.waiting_since.0,
+        Some(_) => draft.now,
+    };
+    let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();
     let exposed = rollout.as_ref().is_some_and(|r| r.exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
     if ended || overdue || draft.drain(&mut since, exposed, "the CanaryRelease is being deleted") {
@@ -218,7 +231,10 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
                 "the CanaryRelease is being deleted: version 1 gets all requests back",
             );
         }
-        (rollout.stage, rollout.outcome) = (Stage::RollingBack, Some(Outcome::Aborted));
+        rollout.stage = Stage::RollingBack;
+        if rollout.outcome.replace(Outcome::Aborted) != Some(Outcome::Aborted) {
+            rollout.waiting_since = MicroTime(draft.now);
+        }
         rollout.drained_since = since;
         draft.status.rollout = Some(rollout);
     }

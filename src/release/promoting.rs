@@ -10,7 +10,7 @@ use super::{
     ending,
     preflight::preflight,
     schedule,
-    stepping::clock,
+    stepping::{clock, hold_until_deadline, tampered, unready},
 };
 use crate::{
     api::{Outcome, Phase, Rollout, Stage, Weight},
@@ -42,7 +42,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     draft.status.step = Some(format!("{steps}/{steps}"));
     let need = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
     let name = rollout.canary.deployment.clone();
-    if !draft.scale(&rollout, need, "all requests are next") {
+    if !draft.scale(&mut rollout, need, "all requests are next") {
         let left = draft.deadline(&rollout);
         if left.is_zero() {
             let message = format!(
@@ -55,24 +55,19 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }
-    if draft.ready(&rollout.service) == 0 {
-        draft.say(
-            Phase::Holding,
-            "StableUnavailable",
-            format!(
-                "Service {} has no ready endpoint: nginx answers 503 to everyone, whatever the weight",
-                rollout.service
-            ),
-        );
-        draft.status.rollout = Some(rollout);
-        return Flow::Wait;
+    if let Some(why) = unready(draft, &rollout) {
+        return hold_until_deadline(draft, rollout, why);
+    }
+    let split = Split {
+        weight: Weight::FULL,
+        step: steps + 1,
+    };
+    if let Some(flow) = tampered(draft, &rollout, split) {
+        return flow;
     }
     if draft.steer(
         &rollout,
-        Split {
-            weight: Weight::FULL,
-            step: steps + 1,
-        },
+        split,
         "version 2 carries everything while version 1's pods are replaced",
     ) {
         rollout.weight_since = Some(MicroTime(draft.now));
@@ -83,7 +78,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             "Promoting",
             format!(
                 "{images}: every step passed; all requests go to version 2's canary while Deployment {} is replaced",
-                draft.seen.release.spec.target.deployment
+                draft.seen.release.target()
             ),
         );
     }
@@ -96,7 +91,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             "ShiftingTraffic",
             format!(
                 "all requests go to version 2's canary; Deployment {} gets version 2 at {}",
-                draft.seen.release.spec.target.deployment,
+                draft.seen.release.target(),
                 clock(draft.now + left)
             ),
         );

@@ -8,9 +8,11 @@ use super::{
 };
 use crate::{
     api::{Outcome, Phase, Rollout, Stage, Weight},
-    routing::Split,
+    render::owned_by,
+    routing::{Split, backends, leads_to},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use kube::{Resource, ResourceExt};
 
 /// One round of a release whose canary Ingresses exist or are due.
 pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
@@ -31,26 +33,29 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
     }
-    follow_schedule(draft, &mut rollout, &schedule);
-    if catch_up(draft, &mut rollout, &schedule) {
+    // Steps noted on the Ingresses are of the schedule that was in force when they were written.
+    if !follow_schedule(draft, &mut rollout, &schedule) && catch_up(draft, &mut rollout, &schedule) {
         draft.status.rollout = Some(rollout);
         return Flow::Again;
     }
     let weight = schedule.weight(rollout.step);
+    let split = Split {
+        weight,
+        step: rollout.step,
+    };
+    if let Some(flow) = tampered(draft, &rollout, split) {
+        return flow;
+    }
     if draft.status.phase == Some(Phase::Holding) {
         // What was interrupted starts over: a pod that is ready between two crashes is not ready.
         rollout.weight_since = Some(MicroTime(draft.now));
     }
     if draft.steer(
         &rollout,
-        Split {
-            weight,
-            step: rollout.step,
-        },
+        split,
         &format!("step {}: {weight}% to version 2", rollout.step),
     ) {
         rollout.weight_since = Some(MicroTime(draft.now));
-        rollout.exposed |= weight > Weight::ZERO;
         if rollout.step > 0 {
             draft.reached(&mut rollout, weight);
             let message = format!(
@@ -61,6 +66,7 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             draft.note(Level::Normal, "WeightChanged", message);
         }
     }
+    rollout.exposed |= weight > Weight::ZERO;
     draft.status.step = Some(format!("{}/{}", rollout.step, schedule.len()));
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule
@@ -101,7 +107,7 @@ pub(super) fn clock(at: jiff::Timestamp) -> String {
 }
 
 /// A release that may not raise the weight: version 2 or version 1 has nobody to answer.
-fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
+pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
     if draft.ready(&rollout.canary.service) == 0 {
         let share = if rollout.exposed {
             ", so nginx sends its share of the requests to version 1"
@@ -118,18 +124,26 @@ fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String
         );
         return Some(("StableUnavailable", message));
     }
-    let missing = rollout.ingresses.iter().find(|name| {
-        !draft
-            .seen
-            .ingresses
-            .iter()
-            .any(|i| kube::ResourceExt::name_any(i.as_ref()) == **name)
-    });
-    missing.map(|name| {
-        (
-            "IngressNotFound",
-            format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release"),
-        )
+    let suffix = &draft.seen.release.spec.canary.suffix;
+    let named = |name: &str| draft.seen.ingresses.iter().find(|i| i.name_any() == name);
+    rollout.ingresses.iter().find_map(|name| {
+        let Some(stable) = named(name) else {
+            let message =
+                format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release");
+            return Some(("IngressNotFound", message));
+        };
+        if !backends(stable).any(|backend| leads_to(backend, &rollout.service)) {
+            let message = format!(
+                "Ingress {name} no longer leads to Service {}, so there is no traffic to split: restore its backend, or delete this release",
+                rollout.service
+            );
+            return Some(("IngressMismatch", message));
+        }
+        let taken = format!("{name}{suffix}");
+        named(&taken).filter(|i| !owned_by(i.meta(), &draft.uid())).map(|_| {
+            let message = format!("Ingress {taken} exists and is not this release's: delete it, or choose another spec.canary.suffix");
+            ("NameTaken", message)
+        })
     })
 }
 
@@ -143,7 +157,11 @@ fn hold(draft: &mut Draft<'_>, mut rollout: Rollout, reason: &'static str, messa
     Flow::Wait
 }
 
-fn hold_until_deadline(draft: &mut Draft<'_>, mut rollout: Rollout, (reason, why): (&'static str, String)) -> Flow {
+pub(super) fn hold_until_deadline(
+    draft: &mut Draft<'_>,
+    mut rollout: Rollout,
+    (reason, why): (&'static str, String),
+) -> Flow {
     if draft.status.phase != Some(Phase::Holding) {
         rollout.waiting_since = MicroTime(draft.now);
     }
@@ -161,35 +179,50 @@ fn hold_until_deadline(draft: &mut Draft<'_>, mut rollout: Rollout, (reason, why
     flow
 }
 
+/// Somebody else's hand on a canary Ingress that was written less than the settle time ago. It is put back once in a
+/// settle time, so that two controllers do not write in turns for ever.
+pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
+    let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
+    let name = draft.strays(rollout, split).filter(|_| !rest.is_zero())?;
+    let why = format!(
+        "Ingress {name} was changed by somebody else just after it was written: find out who writes it (kubectl get ingress {name} -o yaml --show-managed-fields)"
+    );
+    let flow = hold_until_deadline(draft, rollout.clone(), ("CanaryIngressChanged", why));
+    draft.look_again(rest);
+    Some(flow)
+}
+
 /// A changed schedule goes on at the first step not below the weight in force.
-fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) {
+/// Returns whether it did change.
+fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bool {
     let hash = hash::schedule_hash(&draft.seen.release.spec);
-    if rollout.schedule != hash {
-        rollout.schedule = hash;
-        if rollout.step > 0 {
-            rollout.step = schedule.first_not_below(draft.live_weight());
-        }
-        rollout.weight_since = Some(MicroTime(draft.now));
+    if rollout.schedule == hash {
+        return false;
     }
+    rollout.schedule = hash;
+    if rollout.step > 0 {
+        rollout.step = schedule.first_not_below(draft.live_weight());
+    }
+    rollout.weight_since = None;
+    true
 }
 
 /// An operator that died after it wrote a step's weight and before it recorded the step finds the step beside the weight.
+/// Only the very next step with its weight can be such: anything else was noted by somebody else, and is put right.
 /// Returns whether that step was already the promotion's.
 fn catch_up(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bool {
-    let live = draft.own_ingresses().map(|ingress| draft.routing.split(ingress));
-    let Some(ahead) = live
-        .filter(|split| split.step > rollout.step)
-        .max_by_key(|split| split.step)
-    else {
+    let mut live = draft.own_ingresses().map(|ingress| draft.routing.split(ingress));
+    let Some(ahead) = live.find(|split| split.step == rollout.step + 1) else {
         return false;
     };
     if ahead.step > schedule.len() {
-        enter_promotion(draft, rollout);
-        return true;
-    }
-    if ahead.weight == schedule.weight(ahead.step) {
+        if ahead.weight == Weight::FULL {
+            enter_promotion(draft, rollout);
+            return true;
+        }
+    } else if ahead.weight == schedule.weight(ahead.step) {
         rollout.step = ahead.step;
-        rollout.weight_since = Some(MicroTime(draft.now));
+        rollout.weight_since = None;
         draft.reached(rollout, ahead.weight);
     }
     false
@@ -210,7 +243,7 @@ fn advance(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule) -> 
     }
     let weight = schedule.weight(rollout.step + 1);
     let need = pods(draft, weight);
-    if !draft.scale(&rollout, need, &format!("{weight}% of the requests are next")) {
+    if !draft.scale(&mut rollout, need, &format!("{weight}% of the requests are next")) {
         let left = draft.deadline(&rollout);
         if left.is_zero() {
             let message = format!(

@@ -44,8 +44,8 @@ pub fn deployment(
         .unwrap_or_default();
     let mut pod_labels = labels.clone();
     pod_labels.insert(LABEL_RELEASE.to_owned(), owner.name.clone());
-    let selector = pod_selector(&spec, &pod_labels);
     pod_labels.insert(LABEL_REVISION.to_owned(), revision.to_owned());
+    let selector = pod_selector(&spec, &pod_labels);
     if let Some(metadata) = spec
         .get_mut("template")
         .and_then(|t| t.get_mut("metadata"))
@@ -59,7 +59,8 @@ pub fn deployment(
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": owner.metadata(name), "spec": spec})
 }
 
-/// The keys that version 1's Deployment selects by, with version 2's values, and the release.
+/// The keys that version 1's Deployment selects by, with version 2's values, and the release with its revision: the pods of
+/// a release that was superseded outlive its Deployment, and are not version 3's.
 fn pod_selector(spec: &Map<String, Value>, labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let stable = spec
         .get("selector")
@@ -69,7 +70,7 @@ fn pod_selector(spec: &Map<String, Value>, labels: &BTreeMap<String, String>) ->
         .into_iter()
         .flat_map(Map::keys)
         .map(String::as_str)
-        .chain([LABEL_RELEASE]);
+        .chain([LABEL_RELEASE, LABEL_REVISION]);
     keys.filter_map(|key| Some((key.to_owned(), labels.get(key)?.clone())))
         .collect()
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod faults;
+mod lab;
+mod meddling;
 mod properties;
 mod scenario;
 

@@ -27,8 +27,8 @@ pub const NAMESPACE: &str = "default";
 pub const HOST: &str = "shop.example";
 pub const SETTLE: Duration = Duration::from_secs(6);
 /// How long the kubelet takes to start a killed operator again.
-const RESTART: Duration = Duration::from_secs(2);
-const LIMIT: Duration = Duration::from_secs(3600);
+pub const RESTART: Duration = Duration::from_secs(2);
+pub const LIMIT: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
@@ -61,22 +61,22 @@ pub struct Run {
     /// Requests that were answered with an error, and when.
     pub failed: Vec<(Timestamp, u16)>,
     pub ended_at: Option<Timestamp>,
-    release: Option<Arc<Value>>,
-    stable: Option<Arc<Value>>,
+    pub release: Option<Arc<Value>>,
+    pub stable: Option<Arc<Value>>,
 }
 
-fn deployment() -> Value {
+pub fn deployment() -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "shop"}, "spec": {
         "replicas": 2, "selector": {"matchLabels": {"app": "shop"}}, "template": {"metadata": {"labels": {"app": "shop"}}, "spec": {
             "containers": [{"name": "frontend", "image": "shop:v1", "ports": [{"containerPort": 8080}]}]}}}})
 }
 
-fn service() -> Value {
+pub fn service() -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop-service"}, "spec": {
         "selector": {"app": "shop"}, "ports": [{"port": 80, "targetPort": 8080}]}})
 }
 
-fn ingress() -> Value {
+pub fn ingress() -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "shop-ingress"}, "spec": {
         "ingressClassName": "nginx", "rules": [{"host": HOST, "http": {"paths": [
             {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "shop-service", "port": {"number": 80}}}}]}}]}})
@@ -91,7 +91,7 @@ impl Scenario {
         }
     }
 
-    fn release(self) -> Value {
+    pub fn release(self) -> Value {
         let steps: Vec<_> = self
             .weights()
             .into_iter()
@@ -112,11 +112,11 @@ impl Scenario {
     }
 }
 
-fn release_key() -> Key {
+pub fn release_key() -> Key {
     Key::release(NAMESPACE, "shop")
 }
 
-fn step_of(world: &World) -> String {
+pub fn step_of(world: &World) -> String {
     world
         .server
         .get(&release_key())
@@ -125,7 +125,7 @@ fn step_of(world: &World) -> String {
 }
 
 /// The end: promoted or rolled back with nothing left to guard, or gone.
-fn over(world: &World, generation: i64) -> bool {
+pub fn over(world: &World, generation: i64) -> bool {
     world.server.get(&release_key()).is_none_or(|release| {
         int(&release, "/status/observedGeneration") == Some(generation)
             && text(&release, "/status/rollout/stage") == "Ended"

@@ -1,0 +1,208 @@
+//! A world with a running operator and steady traffic, for a test to meddle with.
+
+use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenario};
+use canary_operator::{
+    controller::{self, Settings},
+    rehearse::{
+        Key, World,
+        json::{items, text},
+        nginx::{Outcome, SimRequest},
+        play::settings,
+        world::runtime,
+    },
+};
+use serde_json::Value;
+use std::{cell::RefCell, sync::Arc, sync::mpsc, time::Duration};
+use tokio::sync::watch;
+
+/// Real time after which virtual time is held to stand still: something loops without waiting.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Lab {
+    pub world: World,
+    up: watch::Sender<bool>,
+    seen: RefCell<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    canary_answers: usize,
+    failed: Vec<(jiff::Timestamp, u16)>,
+}
+
+/// Version 1 serves, the operator runs; `script` does the rest. What is broken after it is for the test to ask.
+pub fn lab(script: impl AsyncFnOnce(&Lab)) -> Run {
+    lab_with(|settings| settings, script)
+}
+
+/// The same with other settings of the operator.
+pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
+    let (done, watched) = mpsc::channel::<()>();
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    std::thread::spawn(move || {
+        if watched.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{test}: virtual time stands still: something loops without waiting");
+            std::process::abort();
+        }
+    });
+    let run = runtime().unwrap().block_on(async {
+        let world = World::new(1);
+        for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
+            world.apply(manifest).unwrap();
+        }
+        world.pass(Duration::from_secs(30)).await;
+        let (up, mut is_up) = watch::channel(true);
+        let lab = Lab {
+            world,
+            up,
+            seen: RefCell::default(),
+        };
+        let operator = lab.world.server.named("operator");
+        let life = async {
+            loop {
+                is_up.wait_for(|up| *up).await.unwrap();
+                tokio::select! {
+                    biased;
+                    down = is_up.wait_for(|up| !*up) => drop(down),
+                    () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
+                    () = controller::run(change(settings(&operator, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                }
+            }
+        };
+        let traffic = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let outcome = lab.world.nginx.request(NAMESPACE, &SimRequest::to(HOST, "/"));
+                let mut seen = lab.seen.borrow_mut();
+                match outcome {
+                    Outcome::Stable { .. } => {}
+                    Outcome::Canary { .. } => seen.canary_answers += 1,
+                    Outcome::Status(code) => seen.failed.push((lab.world.now(), code)),
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = script(&lab) => {}
+            () = life => {}
+            () = traffic => {}
+        }
+        let Lab { world, seen, .. } = &lab;
+        let seen = seen.take();
+        Run {
+            scenario: Scenario::Good,
+            seed: 1,
+            kill: None,
+            killed: false,
+            log: world.server.log(),
+            records: world
+                .server
+                .records()
+                .into_iter()
+                .filter(|r| &*r.client == "operator")
+                .collect(),
+            canary_answers: seen.canary_answers,
+            failed: seen.failed,
+            ended_at: None,
+            release: world.server.get(&scenario::release_key()),
+            stable: world.server.get(&Key::deployment(NAMESPACE, "shop")),
+        }
+    });
+    let _ = done.send(());
+    run
+}
+
+impl Lab {
+    pub fn start(&self, scenario: Scenario) {
+        self.world.apply(scenario.release()).unwrap();
+    }
+
+    /// Starts a release that was changed first.
+    pub fn start_with(&self, change: impl FnOnce(&mut Value)) {
+        let mut release = Scenario::Good.release();
+        change(&mut release);
+        self.world.apply(release).unwrap();
+    }
+
+    pub fn operator(&self, up: bool) {
+        self.up.send_replace(up);
+    }
+
+    pub fn release(&self) -> Value {
+        let release = self.world.server.get(&scenario::release_key());
+        release.map_or(Value::Null, |release| (*release).clone())
+    }
+
+    pub fn status(&self, field: &str) -> String {
+        let release = self.release();
+        let value = release
+            .pointer(&format!("/status/{field}"))
+            .cloned()
+            .unwrap_or_default();
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    }
+
+    pub fn weight(&self) -> Option<String> {
+        let ingress = self.world.server.get(&canary_ingress())?;
+        Some(crate::properties::weight(&ingress).to_string())
+    }
+
+    pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let waited = self.world.run_until(LIMIT, |_| condition(self)).await;
+        assert!(waited.is_ok(), "never: {what}; {:#}", self.release());
+    }
+
+    pub async fn step(&self, step: &str) {
+        self.until(step, |lab| {
+            lab.status("step") == step && lab.status("phase") == "Progressing"
+        })
+        .await;
+    }
+
+    pub async fn ended(&self) {
+        self.until("over", |lab| {
+            let release = lab.release();
+            release.is_null()
+                || (text(&release, "/status/rollout/stage") == "Ended"
+                    && items(&release, "/metadata/finalizers").is_empty())
+        })
+        .await;
+    }
+
+    pub async fn pass(&self, seconds: u64) {
+        self.world.pass(Duration::from_secs(seconds)).await;
+    }
+
+    pub fn edit(&self, key: &Key, change: impl FnOnce(&mut Value)) -> Option<Arc<Value>> {
+        self.world.server.edit(key, change)
+    }
+
+    pub fn edit_release(&self, change: impl FnOnce(&mut Value)) {
+        self.edit(&scenario::release_key(), change).unwrap();
+    }
+
+    pub fn delete(&self, key: &Key) {
+        self.world.server.delete(key, &Default::default()).unwrap();
+    }
+
+    /// How many requests the operator has made, watches apart.
+    pub fn requests(&self) -> usize {
+        let records = self.world.server.records();
+        records
+            .iter()
+            .filter(|r| &*r.client == "operator" && r.verb != "watch" && r.verb != "list")
+            .count()
+    }
+}
+
+pub fn canary_ingress() -> Key {
+    Key::ingress(NAMESPACE, "shop-ingress-v2")
+}
+
+pub fn stable() -> Key {
+    Key::deployment(NAMESPACE, "shop")
+}
+
+pub fn canary() -> Key {
+    Key::deployment(NAMESPACE, "shop-v2")
+}
