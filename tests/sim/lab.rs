@@ -12,7 +12,12 @@ use canary_operator::{
     },
 };
 use serde_json::Value;
-use std::{cell::RefCell, sync::Arc, sync::mpsc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+    sync::mpsc,
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// Real time after which virtual time is held to stand still: something loops without waiting.
@@ -21,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Lab {
     pub world: World,
     up: watch::Sender<bool>,
+    quiet: Cell<bool>,
     seen: RefCell<Seen>,
 }
 
@@ -55,6 +61,7 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
         let lab = Lab {
             world,
             up,
+            quiet: Cell::new(false),
             seen: RefCell::default(),
         };
         let operator = lab.world.server.named("operator");
@@ -71,7 +78,8 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
         };
         let traffic = async {
             loop {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                let pause = if lab.quiet.get() { 60_000 } else { 100 };
+                tokio::time::sleep(Duration::from_millis(pause)).await;
                 let outcome = lab.world.nginx.request(NAMESPACE, &SimRequest::to(HOST, "/"));
                 let mut seen = lab.seen.borrow_mut();
                 match outcome {
@@ -126,6 +134,11 @@ impl Lab {
 
     pub fn operator(&self, up: bool) {
         self.up.send_replace(up);
+    }
+
+    /// Hardly any traffic from now on.
+    pub fn quiet(&self) {
+        self.quiet.set(true);
     }
 
     pub fn release(&self) -> Value {

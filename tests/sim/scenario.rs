@@ -101,7 +101,7 @@ impl Scenario {
             "target": {"deployment": "shop"}, "canary": {"image": "shop:v2", "suffix": "-v2"}, "steps": steps, "progressDeadline": "5m"}})
     }
 
-    fn behaviour(self) -> Behaviour {
+    pub fn behaviour(self) -> Behaviour {
         match self {
             Self::CrashLoop => {
                 Behaviour::crash_loop("Traceback\nModuleNotFoundError: No module named 'flask_limiter'\n")

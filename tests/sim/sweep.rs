@@ -1,0 +1,389 @@
+//! Every kind of fault at every write and every few events, one at a time (reliability.md, §3).
+
+use crate::{
+    lab::{Lab, canary, canary_ingress, lab, stable},
+    properties,
+    scenario::{NAMESPACE, Run, Scenario, release_key},
+};
+use canary_operator::rehearse::{
+    ApiServer, Key,
+    json::{int, items, text},
+    server::{
+        error,
+        intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome},
+        routes::Call,
+        store::Version,
+    },
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// F3
+    Conflict,
+    /// F4
+    TooMany,
+    /// F5
+    FailBefore,
+    /// F6
+    FailAfter,
+    /// F7
+    HangBefore,
+    /// F7, applied
+    HangAfter,
+    /// F9
+    EventMissed,
+    /// F10
+    EventLate,
+    /// F11
+    WatchCut,
+    /// F12
+    WatchGone,
+    /// F15
+    ReleaseDeleted,
+    /// F16
+    AnotherImage,
+    /// F16
+    ShorterSchedule,
+    /// F18
+    StableRestarted,
+    /// F18
+    StableDeleted,
+    /// F18
+    StableScaled,
+    /// F19
+    CanaryIngressDeleted,
+    /// F19
+    CanaryIngressEdited,
+    /// F19, the other objects
+    CanaryServiceDeleted,
+    CanaryDeploymentDeleted,
+    CanaryScaledToZero,
+    /// The user's own objects
+    StableIngressDeleted,
+    StableServiceDeleted,
+}
+
+use Fault::*;
+
+const REQUESTS: [Fault; 6] = [Conflict, TooMany, FailBefore, FailAfter, HangBefore, HangAfter];
+const EVENTS: [Fault; 4] = [EventMissed, EventLate, WatchCut, WatchGone];
+const HANDS: [Fault; 13] = [
+    ReleaseDeleted,
+    AnotherImage,
+    ShorterSchedule,
+    StableRestarted,
+    StableDeleted,
+    StableScaled,
+    CanaryIngressDeleted,
+    CanaryIngressEdited,
+    CanaryServiceDeleted,
+    CanaryDeploymentDeleted,
+    CanaryScaledToZero,
+    StableIngressDeleted,
+    StableServiceDeleted,
+];
+
+impl Fault {
+    /// Whether the release must end as if nothing had happened.
+    fn is_weathered(self) -> bool {
+        REQUESTS.contains(&self) || matches!(self, EventLate | WatchCut | WatchGone | StableScaled)
+    }
+
+    /// Whether requests to version 1 fail whatever the operator does.
+    fn breaks_version_1(self) -> bool {
+        matches!(self, StableDeleted | StableIngressDeleted | StableServiceDeleted)
+    }
+
+    fn by_hand(self, server: &ApiServer) {
+        let stable_ingress = Key::ingress(NAMESPACE, "shop-ingress");
+        let edit = |key: &Key, change: &dyn Fn(&mut serde_json::Value)| drop(server.edit(key, |object| change(object)));
+        // What does not exist at this moment cannot be meddled with.
+        let delete = |key: &Key| drop(server.delete(key, &Default::default()));
+        match self {
+            ReleaseDeleted => delete(&release_key()),
+            AnotherImage => edit(&release_key(), &|r| r["spec"]["canary"]["image"] = json!("shop:v3")),
+            ShorterSchedule => edit(&release_key(), &|r| {
+                r["spec"]["steps"] = json!([{"weight": 50, "hold": "20s"}])
+            }),
+            StableRestarted => edit(&stable(), &|d| {
+                d["spec"]["template"]["metadata"]["annotations"] = json!({"restarted": "now"});
+            }),
+            StableScaled => edit(&stable(), &|d| d["spec"]["replicas"] = json!(3)),
+            StableDeleted => delete(&stable()),
+            CanaryIngressDeleted => delete(&canary_ingress()),
+            CanaryIngressEdited => edit(&canary_ingress(), &|i| {
+                i["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-weight"] = json!("50");
+            }),
+            CanaryServiceDeleted => delete(&Key::service(NAMESPACE, "shop-service-v2")),
+            CanaryDeploymentDeleted => delete(&canary()),
+            CanaryScaledToZero => edit(&canary(), &|d| d["spec"]["replicas"] = json!(0)),
+            StableIngressDeleted => delete(&stable_ingress),
+            StableServiceDeleted => delete(&Key::service(NAMESPACE, "shop-service")),
+            _ => {}
+        }
+    }
+}
+
+struct Injector {
+    fault: Fault,
+    at: usize,
+    server: ApiServer,
+    seen: AtomicUsize,
+    fired: Arc<AtomicBool>,
+}
+
+impl Injector {
+    /// Whether this is the one.
+    fn counts(&self) -> bool {
+        let hit = self.seen.fetch_add(1, Ordering::SeqCst) + 1 == self.at;
+        if hit {
+            self.fired.store(true, Ordering::SeqCst);
+        }
+        hit
+    }
+}
+
+fn is_write(call: &Call) -> bool {
+    &*call.client == "operator"
+        && !matches!(call.verb, "get" | "list" | "watch")
+        && !call.dry_run()
+        && call.resource.plural != "events"
+}
+
+impl Interceptor for Injector {
+    fn before(&self, call: &Call) -> Before {
+        if !is_write(call) || !matches!(self.fault, Conflict | TooMany | FailBefore | HangBefore) || !self.counts() {
+            return Before::Pass;
+        }
+        match self.fault {
+            Conflict => Before::Answer(error::conflict(&call.key())),
+            TooMany => Before::Answer(error::failure(429, "TooManyRequests", "slow down")),
+            FailBefore => Before::Answer(error::failure(500, "InternalError", "etcd leader changed")),
+            _ => Before::Hang,
+        }
+    }
+
+    fn after(&self, call: &Call, outcome: Outcome<'_>) -> After {
+        if !is_write(call) || (!HANDS.contains(&self.fault) && !matches!(self.fault, FailAfter | HangAfter)) {
+            return After::Pass;
+        }
+        if !self.counts() {
+            return After::Pass;
+        }
+        let _ = outcome;
+        match self.fault {
+            FailAfter => After::Answer(error::failure(500, "InternalError", "the answer was lost")),
+            HangAfter => After::Hang,
+            hand => {
+                hand.by_hand(&self.server);
+                After::Pass
+            }
+        }
+    }
+
+    fn event(&self, watch: &Call, _: &Version) -> EventFate {
+        if &*watch.client != "operator" || !EVENTS.contains(&self.fault) || !self.counts() {
+            return EventFate::Deliver;
+        }
+        match self.fault {
+            EventMissed => EventFate::Drop,
+            EventLate => EventFate::Delay(Duration::from_secs(60)),
+            WatchCut => EventFate::Cut,
+            _ => EventFate::Gone,
+        }
+    }
+}
+
+/// Over, or waiting for a person and saying so.
+fn settled(lab: &Lab) -> bool {
+    let release = lab.release();
+    if release.is_null() {
+        return true;
+    }
+    let answered = int(&release, "/status/observedGeneration") == int(&release, "/metadata/generation");
+    let ended = text(&release, "/status/rollout/stage") == "Ended"
+        && items(&release, "/metadata/finalizers").is_empty()
+        && text(&release, "/status/phase") != "Pending";
+    answered && (ended || text(&release, "/status/phase") == "Stalled") && !lab.status("message").is_empty()
+}
+
+struct Played {
+    run: Run,
+    events: usize,
+    writes: usize,
+    fired: bool,
+}
+
+fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
+    let fired = Arc::new(AtomicBool::new(false));
+    let watched = Arc::new(AtomicUsize::new(0));
+    let run = lab(async |lab| {
+        lab.world.image_behaves("shop:v2", scenario.behaviour());
+        let server = lab.world.server.clone();
+        match fault {
+            Some((fault, at)) => lab.world.server.intercept(Injector {
+                fault,
+                at,
+                server,
+                seen: 0.into(),
+                fired: fired.clone(),
+            }),
+            None => lab.world.server.intercept(Count(watched.clone())),
+        }
+        lab.start(scenario);
+        lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
+        // A hand may have been at work at the very last write.
+        lab.pass(90).await;
+        lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
+        lab.world.server.intercept(NoFaults);
+        lab.quiet();
+        lab.pass(60).await;
+        let before = lab.requests();
+        lab.pass(3600).await;
+        assert_eq!(lab.requests(), before, "{scenario:?} {fault:?} is not quiet");
+    });
+    let writes = run
+        .records
+        .iter()
+        .filter(|r| r.is_write() && r.resource.plural != "events")
+        .count();
+    Played {
+        run,
+        events: watched.load(Ordering::SeqCst),
+        writes,
+        fired: fired.load(Ordering::SeqCst),
+    }
+}
+
+struct Count(Arc<AtomicUsize>);
+
+impl Interceptor for Count {
+    fn event(&self, watch: &Call, _: &Version) -> EventFate {
+        if &*watch.client == "operator" {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        EventFate::Deliver
+    }
+}
+
+/// What is broken beyond what the fault itself breaks.
+fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> Vec<String> {
+    let mut broken = properties::broken(run);
+    let ignored = |line: &String| {
+        let stable_gone = fault.breaks_version_1() && line.starts_with("requests failed");
+        // A restart of version 1 is no promotion, though its pods are replaced.
+        let not_ours =
+            fault == CanaryDeploymentDeleted && (line.starts_with("S5") || line.starts_with("requests failed"));
+        let scaled = fault == CanaryScaledToZero && (line.starts_with("S5") || line.starts_with("requests failed"));
+        // Whoever deletes or restarts version 1 while it is replaced decides where requests go.
+        let hand_on_stable = matches!(
+            fault,
+            StableRestarted | StableDeleted | StableServiceDeleted | StableIngressDeleted
+        ) && line.starts_with("S6");
+        let hand_on_ingress = fault == CanaryIngressEdited && (line.starts_with("S4") || line.starts_with("S6"));
+        // Traffic returns at once where somebody else takes the canary Ingress away while version 1 is replaced.
+        let gone = matches!(fault, CanaryIngressDeleted | ReleaseDeleted) && line.starts_with("S6");
+        let left = false;
+        stable_gone || not_ours || scaled || hand_on_stable || hand_on_ingress || gone || left
+    };
+    broken.retain(|line| !ignored(line));
+    if fault.is_weathered() && (run.outcome(), run.stable_image()) != (calm.outcome(), calm.stable_image()) {
+        broken.push(format!(
+            "ends as {:?} with {}: {}",
+            run.outcome(),
+            run.stable_image(),
+            run.message()
+        ));
+    }
+    broken
+        .into_iter()
+        .map(|line| format!("{scenario:?} {fault:?} at {at}: {line}"))
+        .collect()
+}
+
+/// Plays every job on a few threads; what they find.
+fn sweep(scenario: Scenario, faults: &[Fault], count: impl Fn(&Played) -> usize, stride: usize) {
+    let calm = play(scenario, None);
+    let upto = count(&calm);
+    assert!(upto >= 8, "{upto}");
+    // Each kind of fault starts elsewhere, so that a stride leaves no place out for all kinds.
+    let jobs: Vec<(Fault, usize)> = (faults.iter().enumerate())
+        .flat_map(|(offset, fault)| (1 + offset % stride..=upto).step_by(stride).map(|at| (*fault, at)))
+        .collect();
+    let (next, found, fired) = (
+        AtomicUsize::new(0),
+        Mutex::new(Vec::new()),
+        Mutex::new(BTreeMap::<Fault, usize>::new()),
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((fault, at)) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let played = std::panic::catch_unwind(|| play(scenario, Some((*fault, *at))));
+                    match played {
+                        Ok(played) => {
+                            found
+                                .lock()
+                                .unwrap()
+                                .extend(check(scenario, *fault, *at, &calm.run, &played.run));
+                            *fired.lock().unwrap().entry(*fault).or_default() += usize::from(played.fired);
+                        }
+                        Err(panic) => {
+                            let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                            found
+                                .lock()
+                                .unwrap()
+                                .push(format!("{scenario:?} {fault:?} at {at}: {said}"));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (found, fired) = (found.into_inner().unwrap(), fired.into_inner().unwrap());
+    println!("{scenario:?}: {} runs, fired {fired:?}", jobs.len());
+    assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
+    assert!(
+        faults.iter().all(|fault| fired.get(fault).is_some_and(|n| *n > 0)),
+        "a fault that never fires proves nothing: {fired:?}"
+    );
+}
+
+#[test]
+fn a_good_release_weathers_a_fault_at_any_write() {
+    sweep(Scenario::Good, &REQUESTS, |calm| calm.writes, 1);
+}
+
+#[test]
+fn a_crash_loop_is_rolled_back_with_a_fault_at_any_write() {
+    sweep(Scenario::CrashLoop, &REQUESTS, |calm| calm.writes, 1);
+}
+
+#[test]
+fn a_good_release_weathers_lost_and_late_events() {
+    sweep(Scenario::Good, &EVENTS, |calm| calm.events, 5);
+}
+
+#[test]
+fn a_crash_loop_is_rolled_back_with_lost_and_late_events() {
+    sweep(Scenario::CrashLoop, &EVENTS, |calm| calm.events, 3);
+}
+
+#[test]
+fn a_good_release_comes_to_an_end_whatever_people_do_after_any_write() {
+    sweep(Scenario::Good, &HANDS, |calm| calm.writes, 1);
+}
+
+#[test]
+fn a_crash_loop_comes_to_an_end_whatever_people_do_after_any_write() {
+    sweep(Scenario::CrashLoop, &HANDS, |calm| calm.writes, 1);
+}
