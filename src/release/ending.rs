@@ -3,6 +3,7 @@
 use super::{
     Kind, Level,
     draft::{Draft, Flow},
+    promoting,
 };
 use crate::api::{HistoryEntry, Outcome, Phase, Rollout, Stage};
 use jiff::Timestamp;
@@ -200,6 +201,18 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
         .as_ref()
         .map_or(draft.now, |at| at.0);
     let mut rollout = draft.status.rollout.clone();
+    if let Some(mut finishing) = rollout.clone()
+        && matches!(finishing.stage, Stage::Promoting | Stage::Finishing)
+        && promoting::committed(draft)
+    {
+        // Past the point of no return: version 1's pods are being replaced, and the canary carries what they cannot.
+        let patience = draft.until(asked, DELETION_DEADLINE);
+        if !patience.is_zero() {
+            draft.look_again(patience);
+            finishing.stage = Stage::Finishing;
+            return promoting::finishing(draft, finishing);
+        }
+    }
     // Counted from when the way back began, not from when it was asked for: the operator may have been away, and its clock
     // may differ from the API server's. What was never recorded never had traffic.
     let begun = match &rollout {

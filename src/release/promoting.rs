@@ -166,9 +166,16 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
                 .replica_failure()
                 .map(|why| format!(" ({why})"))
                 .unwrap_or_default();
-            let message = format!(
-                "Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}; the canary goes on carrying all requests: see kubectl rollout status deployment/{name}"
-            );
+            let message = if stable.rolled_out() {
+                format!(
+                    "Deployment {name} runs version 2, but Service {} has no ready endpoint after {deadline} (spec.progressDeadline): restore the Service; nginx answers 503 to everyone until then",
+                    rollout.service
+                )
+            } else {
+                format!(
+                    "Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}; the canary goes on carrying all requests: see kubectl rollout status deployment/{name}"
+                )
+            };
             draft.stall(&[super::Finding::new("PromotionStuck", message)]);
         } else {
             draft.say(
