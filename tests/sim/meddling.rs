@@ -174,16 +174,17 @@ fn an_operator_away_for_longer_than_the_deadline_goes_on_as_if_nothing_had_happe
 #[test]
 fn a_canary_with_a_share_of_the_pods_survives_an_absence_before_it_grows() {
     let run = lab(async |lab| {
-        lab.start_with(|release| {
-            let step = |weight: u32| json!({"weight": weight, "hold": "20s"});
-            release["spec"]["steps"] = json!([step(10), step(60), step(80)]);
-        });
-        lab.step("1/3").await;
+        lab.edit(&stable(), |d| d["spec"]["replicas"] = json!(4));
+        lab.pass(30).await;
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
         lab.operator(false);
         lab.pass(900).await;
         lab.operator(true);
         lab.ended().await;
+        lab.pass(60).await;
     });
+    sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
 }
 
@@ -192,14 +193,12 @@ struct Events {
     resource: &'static str,
     name: &'static str,
     fate: EventFate,
-    after: &'static str,
 }
 
 impl Interceptor for Events {
     fn event(&self, watch: &Call, version: &Version) -> EventFate {
         if &*watch.client == "operator" && version.key.resource.plural == self.resource && version.key.name == self.name
         {
-            let _ = self.after;
             return self.fate;
         }
         EventFate::Deliver
@@ -213,7 +212,6 @@ fn a_watch_that_lags_a_minute_behind_costs_neither_requests_nor_pods_under_traff
             resource: "ingresses",
             name: "shop-ingress-v2",
             fate: EventFate::Delay(Duration::from_secs(60)),
-            after: "",
         });
         lab.start(Scenario::Good);
         lab.step("2/3").await;
@@ -264,7 +262,6 @@ fn a_canary_ingress_deleted_before_it_was_seen_is_made_again() {
             resource: "ingresses",
             name: "shop-ingress-v2",
             fate: EventFate::Delay(Duration::from_secs(1)),
-            after: "",
         });
         lab.until("made", |lab| lab.weight().is_some()).await;
         lab.delete(&canary_ingress());
@@ -365,7 +362,6 @@ fn a_release_made_anew_under_its_old_name_starts_from_the_beginning() {
 #[test]
 fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_waiting() {
     use canary_operator::{
-        api::Weight,
         render::Owner,
         routing::{IngressNginx, Routing, Services, Split},
     };
@@ -393,7 +389,6 @@ fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_wa
             self.0.split(live)
         }
     }
-    let _ = Weight::ZERO;
     let change = |mut settings: canary_operator::controller::Settings| {
         settings.routing = std::sync::Arc::new(Panics(IngressNginx::default()));
         settings
@@ -613,4 +608,175 @@ fn a_refused_template_in_a_busy_namespace_is_not_asked_about_at_every_event() {
             lab.requests() - before
         );
     });
+}
+
+#[test]
+fn a_stable_deployment_that_somebody_changes_midway_ends_the_release() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
+        lab.edit(&stable(), |d| {
+            d["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "now"});
+        });
+        lab.ended().await;
+        assert_eq!(lab.status("rollout/reason"), "StableChanged");
+        assert!(
+            lab.status("message").contains("Deployment shop"),
+            "{}",
+            lab.status("message")
+        );
+    });
+    assert_eq!(
+        (run.outcome().as_deref(), run.stable_image().as_str()),
+        (Some("RolledBack"), "shop:v1")
+    );
+}
+
+#[test]
+fn pods_that_are_not_ready_hold_the_weight_and_the_interrupted_step_starts_over() {
+    for (app, reason) in [("shop-v2", "CanaryUnavailable"), ("shop", "StableUnavailable")] {
+        lab(async |lab| {
+            lab.start(Scenario::Good);
+            lab.step("1/3").await;
+            lab.pass(15).await;
+            let behave = |behaviour: Behaviour| {
+                lab.world.kubelet(|kubelet| {
+                    kubelet
+                        .behaviours
+                        .rule(move |pod| (text(pod, "/metadata/labels/app") == app).then(|| behaviour.clone()));
+                });
+            };
+            behave(Behaviour::NeverReady);
+            lab.until("held", |lab| lab.status("phase") == "Holding").await;
+            assert_eq!(condition_reason(lab, "Ready"), reason);
+            assert!(
+                lab.status("message").contains("has no ready endpoint"),
+                "{}",
+                lab.status("message")
+            );
+            lab.pass(60).await;
+            assert_eq!(lab.weight().as_deref(), Some("10"), "{app}: the weight stays");
+            behave(Behaviour::healthy());
+            lab.until("goes on", |lab| lab.status("phase") == "Progressing").await;
+            lab.pass(15).await;
+            assert_eq!(lab.weight().as_deref(), Some("10"), "{app}: the hold starts over");
+            lab.ended().await;
+            assert_eq!(lab.status("rollout/outcome"), "Promoted");
+        });
+    }
+}
+
+fn condition_reason(lab: &crate::lab::Lab, kind: &str) -> String {
+    let release = lab.release();
+    let found = canary_operator::rehearse::json::condition(&release, kind);
+    found
+        .map(|condition| text(condition, "/reason").to_owned())
+        .unwrap_or_default()
+}
+
+#[test]
+fn pods_that_are_never_ready_again_are_rolled_back_at_the_deadline() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
+        lab.world.image_behaves("shop:v2", Behaviour::NeverReady);
+        lab.ended().await;
+        assert_eq!(lab.status("rollout/reason"), "CanaryUnavailable");
+    });
+    assert_eq!(run.outcome().as_deref(), Some("RolledBack"));
+    assert!(run.failed.is_empty());
+}
+
+#[test]
+fn a_canary_ingress_deleted_together_with_the_release_is_given_the_settle_time_too() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
+        lab.delete(&canary_ingress());
+        lab.delete(&release_key());
+        lab.ended().await;
+        lab.pass(60).await;
+    });
+    sound(&run);
+}
+
+#[test]
+fn conflicts_without_end_are_met_with_patience() {
+    lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("1/3").await;
+        lab.world.server.intercept(Refuse {
+            verb: "patch",
+            resource: "ingresses",
+            code: 409,
+            times: usize::MAX.into(),
+        });
+        let before = lab.requests();
+        lab.pass(600).await;
+        assert!(
+            lab.requests() - before < 60,
+            "{} requests in ten minutes",
+            lab.requests() - before
+        );
+        lab.world
+            .server
+            .intercept(canary_operator::rehearse::server::intercept::NoFaults);
+        lab.ended().await;
+        assert_eq!(lab.status("rollout/outcome"), "Promoted");
+    });
+}
+
+#[test]
+fn a_watch_of_releases_that_lags_costs_no_request() {
+    let run = lab(async |lab| {
+        lab.world.server.intercept(Events {
+            resource: "canaryreleases",
+            name: "shop",
+            fate: EventFate::Delay(Duration::from_secs(3)),
+        });
+        lab.start(Scenario::Good);
+        lab.ended().await;
+        lab.pass(60).await;
+    });
+    sound(&run);
+    let refused: Vec<_> = run.records.iter().filter(|r| r.code == 409).collect();
+    assert!(refused.is_empty(), "{} conflicts", refused.len());
+}
+
+#[test]
+fn an_api_server_that_cannot_be_reached_for_two_minutes_only_costs_time() {
+    struct Unreachable;
+    impl Interceptor for Unreachable {
+        fn before(&self, call: &Call) -> Before {
+            if &*call.client == "operator" {
+                Before::Hang
+            } else {
+                Before::Pass
+            }
+        }
+        fn event(&self, watch: &Call, _: &Version) -> EventFate {
+            if &*watch.client == "operator" {
+                EventFate::Cut
+            } else {
+                EventFate::Deliver
+            }
+        }
+    }
+    for step in ["1/3", "3/3"] {
+        let run = lab(async |lab| {
+            lab.start(Scenario::Good);
+            lab.step(step).await;
+            lab.world.server.intercept(Unreachable);
+            let before = lab.requests();
+            lab.pass(120).await;
+            assert!(lab.requests() - before < 30, "{} requests", lab.requests() - before);
+            lab.world
+                .server
+                .intercept(canary_operator::rehearse::server::intercept::NoFaults);
+            lab.ended().await;
+            lab.pass(60).await;
+        });
+        sound(&run);
+        assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+    }
 }

@@ -56,6 +56,8 @@ pub fn broken(run: &Run) -> Vec<String> {
     let mut objects = Objects::new();
     let mut drained: Option<Timestamp> = None;
     let mut exposed = false;
+    let mut full_since: Option<Timestamp> = None;
+    let settle = jiff::SignedDuration::try_from(SETTLE).unwrap();
     let stable = Key::deployment(NAMESPACE, "shop");
     let ingress = Key::ingress(NAMESPACE, "shop-ingress-v2");
     let allowed: Vec<Weight> = run
@@ -90,7 +92,19 @@ pub fn broken(run: &Run) -> Vec<String> {
                     fail("S4", format!("weight {now} without a ready endpoint of version 1"));
                 }
                 exposed = true;
+                let replicas = objects.get(&stable).and_then(|d| int(d, "/spec/replicas")).unwrap_or(1);
+                let (have, need) = (
+                    ready(&objects, "shop-service-v2"),
+                    now.pods_of(i32::try_from(replicas).unwrap()),
+                );
+                if have < usize::try_from(need).unwrap() {
+                    fail(
+                        "S4",
+                        format!("weight {now} with {have} ready endpoints of version 2, of {need} for that share"),
+                    );
+                }
             }
+            full_since = (now == Weight::FULL).then(|| full_since.unwrap_or(version.at));
             if !allowed.contains(&now) {
                 fail("S7", format!("weight {now} is of no step"));
             }
@@ -112,6 +126,12 @@ pub fn broken(run: &Run) -> Vec<String> {
             && before.is_some()
         {
             let carried = objects.get(&ingress).map_or(Weight::ZERO, |i| weight(i));
+            if full_since.is_some_and(|at| version.at.duration_since(at) < settle) {
+                fail(
+                    "S6",
+                    "the stable Deployment is replaced before nginx can know who carries its requests".to_owned(),
+                );
+            }
             if carried != Weight::FULL {
                 fail(
                     "S6",
@@ -130,8 +150,7 @@ pub fn broken(run: &Run) -> Vec<String> {
                     "version 2's pods go while a canary Ingress leads to them".to_owned(),
                 );
             }
-            let settled = drained
-                .is_some_and(|at| version.at.duration_since(at) >= jiff::SignedDuration::try_from(SETTLE).unwrap());
+            let settled = drained.is_some_and(|at| version.at.duration_since(at) >= settle);
             if exposed && !settled {
                 fail(
                     "S5",

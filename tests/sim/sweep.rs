@@ -283,7 +283,9 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
             line.starts_with("requests failed") || line.starts_with("S6") || (stalled && line.starts_with("S10"))
         }
         // So does whoever takes the pods from under the traffic.
-        CanaryDeploymentDeleted | CanaryScaledToZero => line.starts_with("S5") || line.starts_with("requests failed"),
+        CanaryDeploymentDeleted | CanaryScaledToZero => ["S4", "S5", "requests failed"]
+            .iter()
+            .any(|word| line.starts_with(word)),
         // And whoever takes the traffic back while version 1's pods are replaced.
         CanaryIngressDeleted | CanaryServiceDeleted => line.starts_with("S6") || line.starts_with("requests failed"),
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
