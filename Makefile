@@ -11,9 +11,6 @@ CLUSTER_TOOL := tests/cluster/cluster
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(CACHE)/cargo-target
 endif
-TARGET := $(or $(CARGO_TARGET_DIR),target)
-OPERATOR_IMAGE ?= localhost/canary-operator:e2e
-export OPERATOR_IMAGE
 
 ## For users
 
@@ -58,8 +55,7 @@ generate: ## Write crds/, the chart's CRD and manifests/install.yaml anew (start
 
 .PHONY: image
 image: ## Build the operator and load its image into the test cluster
-	cargo build --release --locked --bin canary-operator
-	$(CLUSTER_TOOL) app-image "$$(realpath $(TARGET))/release/canary-operator" "$${OPERATOR_IMAGE##*:}"
+	@tests/operator-image
 
 .PHONY: cluster-up
 cluster-up: ## Start the test cluster
