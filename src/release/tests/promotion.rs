@@ -105,6 +105,13 @@ fn a_version_1_without_endpoints_keeps_the_promotion_waiting() {
 }
 
 #[test]
+fn a_version_1_that_is_scaled_to_nothing_does_not_send_everything_to_a_canary_without_pods() {
+    let world = world().at_last_step().later(66).rounds(1).canary_ready(0);
+    let scaled = world.stable(|d| d["spec"]["replicas"] = json!(0)).stable_ready(1);
+    assert_eq!(writes(&scaled), [""; 0], "its last endpoint is still there");
+}
+
+#[test]
 fn a_paused_version_1_stalls_the_promotion_until_it_is_resumed() {
     let world = world()
         .promoting()
