@@ -264,7 +264,8 @@ fn make(
         .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
         .collect();
     let service = render::service(&ground.service, &rollout.canary.service, &owner, &selector);
-    if draft.canary(rollout).is_none() {
+    let named = |own: &Workload| own.name == rollout.canary.deployment;
+    if !draft.seen.own_deployments.iter().any(named) {
         draft.write(
             Kind::Deployment,
             &rollout.canary.deployment,

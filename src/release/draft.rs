@@ -282,7 +282,10 @@ impl<'a> Draft<'a> {
     /// Looks again when the progress deadline of the current wait passes; tells how much of it is left.
     pub fn deadline(&mut self, rollout: &Rollout) -> Duration {
         let left = self.until(rollout.waiting_since.0, self.seen.release.spec.progress_deadline.get());
-        self.look_again(left);
+        // A deadline that has passed is no reason to look at once, again and again.
+        if !left.is_zero() {
+            self.look_again(left);
+        }
         left
     }
 

@@ -50,7 +50,6 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         &format!("step {}: {weight}% to version 2", rollout.step),
     ) {
         rollout.weight_since = Some(MicroTime(draft.now));
-        rollout.exposed |= weight > Weight::ZERO;
         if rollout.step > 0 {
             draft.reached(&mut rollout, weight);
             let message = format!(
@@ -61,6 +60,7 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             draft.note(Level::Normal, "WeightChanged", message);
         }
     }
+    rollout.exposed |= weight > Weight::ZERO;
     draft.status.step = Some(format!("{}/{}", rollout.step, schedule.len()));
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule
