@@ -133,8 +133,8 @@ impl JsonSchema for Duration {
             "type": "string",
             "maxLength": 32,
             "x-kubernetes-validations": [{
-                "rule": "self == '0' || self.matches('^([0-9]{1,8}([.][0-9]{1,9})?(ms|s|m|h))+$')",
-                "message": "a duration is numbers with units and no sign, such as 30s, 5m or 1h30m",
+                "rule": "self == '0' || self.matches('^([0-9]{1,8}([.][0-9]{1,9})?(ms|s)|[0-9]{1,6}([.][0-9]{1,9})?m|[0-9]{1,4}([.][0-9]{1,9})?h)+$') && duration(self) <= duration('8760h')",
+                "message": "a duration is numbers with units and no sign, such as 30s, 5m or 1h30m, and at most a year (8760h)",
             }],
         })
     }

@@ -3,6 +3,8 @@
 mod duration;
 mod spec;
 mod status;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 pub use duration::{Duration, DurationError};

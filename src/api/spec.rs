@@ -41,7 +41,7 @@ pub struct CanaryReleaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 50))]
     #[x_kube(
-        validation = Rule::new("self.map(s, double(s.weight)).isSorted()").message("weights may not fall from one step to the next"),
+        validation = Rule::new(format!("self.exists(s, {}) || self.map(s, double(s.weight)).isSorted()", misshapen("s.weight"))).message("weights may not fall from one step to the next"),
         merge_strategy = ListMerge::Atomic,
     )]
     pub steps: Option<Vec<Step>>,
@@ -55,6 +55,15 @@ pub struct CanaryReleaseSpec {
 
 fn default_progress_deadline() -> Duration {
     Duration::seconds(600)
+}
+
+/// CEL for a weight that is no number. Its own rule says so: another rule that stumbled over it would only add noise.
+fn misshapen(weight: &str) -> String {
+    format!("!string({weight}).matches('^[0-9]{{1,3}}([.][0-9]{{1,4}})?$')")
+}
+
+fn misshapen_ramp() -> String {
+    ["self.from", "self.by", "self.to"].map(misshapen).join(" || ")
 }
 
 /// The objects that serve version 1.
@@ -131,9 +140,9 @@ pub struct Step {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("double(self.by) > 0.0").message("ramp.by must be more than 0"),
-    validation = Rule::new("double(self.from) <= double(self.to)").message("ramp.from may not exceed ramp.to"),
-    validation = Rule::new("double(self.by) == 0.0 || (double(self.to) - double(self.from)) / double(self.by) <= 100.0").message("the ramp has more than 100 steps: make ramp.by larger"),
+    validation = Rule::new(format!("{} || double(self.by) > 0.0", misshapen("self.by"))).message("ramp.by must be more than 0"),
+    validation = Rule::new(format!("{} || double(self.from) <= double(self.to)", misshapen_ramp())).message("ramp.from may not exceed ramp.to"),
+    validation = Rule::new(format!("{} || double(self.by) == 0.0 || (double(self.to) - double(self.from)) / double(self.by) < 100.0001", misshapen_ramp())).message("the ramp has more than 101 steps: make ramp.by larger"),
 )]
 pub struct Ramp {
     /// Weight of the first step, in percent.

@@ -155,7 +155,7 @@ impl JsonSchema for Weight {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": 8,
             "x-kubernetes-validations": [{
-                "rule": "type(self) == int ? self >= 0 && self <= 100 : self.matches('^(100([.]0{1,4})?|[0-9]{1,2}([.][0-9]{1,4})?)$')",
+                "rule": "string(self).matches('^(100([.]0{1,4})?|[0-9]{1,2}([.][0-9]{1,4})?)$')",
                 "message": "a weight is an integer from 0 to 100, or a decimal string of up to four places such as \"0.01\"",
             }],
         })

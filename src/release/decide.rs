@@ -184,8 +184,8 @@ fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         Level::Normal,
         "ReleaseStarted",
         format!(
-            "{images}: waiting for version 2's pods; {} steps up to {}% follow",
-            schedule.len(),
+            "{images}: waiting for version 2's pods; {} up to {}% to follow",
+            counted(schedule.len(), "step"),
             schedule.weight(schedule.len())
         ),
     );
@@ -211,6 +211,11 @@ fn refused(message: &str) -> String {
 fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
     draft.stall(findings);
     Flow::Wait
+}
+
+/// `1 step`, `5 steps`.
+fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `app:v1 -> app:v2`, for messages.
@@ -260,7 +265,8 @@ fn make(
         .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
         .collect();
     let service = render::service(&ground.service, &rollout.canary.service, &owner, &selector);
-    if draft.canary(rollout).is_none() {
+    let named = |own: &Workload| own.name == rollout.canary.deployment;
+    if !draft.seen.own_deployments.iter().any(named) {
         draft.write(
             Kind::Deployment,
             &rollout.canary.deployment,

@@ -9,6 +9,8 @@ mod preflight;
 mod promoting;
 mod schedule;
 mod stepping;
+#[cfg(test)]
+mod tests;
 
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};

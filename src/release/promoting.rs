@@ -40,7 +40,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     let steps = schedule::schedule(&draft.seen.release.spec).map_or(0, |schedule| schedule.len());
     draft.status.step = Some(format!("{steps}/{steps}"));
-    let need = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
+    let need = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas.max(1));
     let name = rollout.canary.deployment.clone();
     if !draft.scale(&mut rollout, need, "all requests are next") {
         let left = draft.deadline(&rollout);

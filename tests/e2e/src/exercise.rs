@@ -73,17 +73,31 @@ impl Exercise {
         self
     }
 
+    /// With a readiness probe, which the exercise lacks: without one a pod is ready before it listens, and on a busy
+    /// machine nginx answers 502 for it for seconds.
+    pub fn with_readiness_probe(mut self) -> Self {
+        self.deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+            json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
+        self
+    }
+
     /// The host name under which it answers.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Applies it, and waits until version 1 answers through nginx.
+    /// Applies it, and waits until every pod of version 1 listens and version 1 answers through nginx.
     pub fn deploy(&self, namespace: &Namespace) -> Result<()> {
         self.free_the_host(namespace)?;
         namespace.apply(&[self.deployment.clone(), self.service.clone(), self.ingress.clone()])?;
         output(&mut namespace.kubectl(&["rollout", "status", "deployment/challenge-app", "--timeout=90s"]))?;
+        let replicas = self.deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        until("every pod of version 1 listens", Duration::from_secs(60), || {
+            let log = namespace.ask(&["logs", "--selector=app=challenge-app", "--tail=-1"])?;
+            let listening = log.lines().filter(|line| line.contains(" listens on port ")).count() as u64;
+            Ok(if listening >= replicas { Ok(()) } else { Err(log) })
+        })?;
         let url = format!("http://{}/", namespace.cluster().ingress_address());
         let host = format!("Host: {}", self.host);
         until(

@@ -34,6 +34,7 @@ fn a_release_costs_few_requests_and_a_crash_ends_it_at_once() -> Outcome {
         let host = scene.host();
         Exercise::new(&host)?
             .without_rate_limit()
+            .with_readiness_probe()
             .with_replicas(2)
             .deploy(&scene.namespace)?;
         no_other_releases(scene)?;

@@ -23,6 +23,7 @@ fn deletion_in_the_middle_of_a_step_returns_all_traffic_without_a_failed_request
         let host = scene.host();
         Exercise::new(&host)?
             .without_rate_limit()
+            .with_readiness_probe()
             .with_replicas(2)
             .deploy(namespace)?;
         let (names_before, stable_before) = (names(namespace)?, stable(namespace)?);

@@ -23,7 +23,10 @@ fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Outcome {
     play("operator-killed", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?.without_rate_limit().deploy(namespace)?;
+        Exercise::new(&host)?
+            .without_rate_limit()
+            .with_readiness_probe()
+            .deploy(namespace)?;
         let ingresses = watch_ingresses(namespace)?;
         let load = scene.load(&host, 50, Duration::from_secs(400))?;
         let hold = format!("{}s", HOLD.as_secs());

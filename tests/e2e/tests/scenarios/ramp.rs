@@ -21,7 +21,10 @@ fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Outc
     play("ramp", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?.without_rate_limit().deploy(namespace)?;
+        Exercise::new(&host)?
+            .without_rate_limit()
+            .with_readiness_probe()
+            .deploy(namespace)?;
         let ingresses = watch_ingresses(namespace)?;
         let load = scene.load(&host, 20, Duration::from_secs(400))?;
 

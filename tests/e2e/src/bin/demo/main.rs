@@ -170,7 +170,7 @@ impl<'a> Stage<'a> {
             rolled_back.line()
         );
         self.tell(&format!(
-            "Version 2 crashes, and the release says why. Not one of {} requests met it: no canary Ingress was ever made.",
+            "Version 2 crashes, and the release says why. Not one of {} requests met it.",
             tally.total
         ));
         Ok(())

@@ -1,0 +1,318 @@
+//! Every rule of the definition, with what it lets pass and what it refuses in which words.
+//!
+//! Evaluated without an API server, so that types and lengths (the schema's own part) are left to the tests on a real one.
+
+use crate::{api::CanaryRelease, release::schedule};
+use kube::{CustomResourceExt, core::cel::Validator};
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let definition = serde_json::to_value(CanaryRelease::crd()).unwrap();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+});
+
+const WEIGHT: &str = "a weight is an integer from 0 to 100, or a decimal string of up to four places such as \"0.01\"";
+const DURATION: &str =
+    "a duration is numbers with units and no sign, such as 30s, 5m or 1h30m, and at most a year (8760h)";
+const FALLING: &str = "weights may not fall from one step to the next";
+const SCHEDULE: &str = "set either steps or ramp, exactly one of them";
+const SUFFIX: &str = "suffix starts with a dash, followed by lower-case letters, digits and dashes, such as -v2";
+const VERSION: &str = "set canary.image, canary.template or both: without either, version 2 would be version 1";
+const CONTAINER: &str = "canary.container says which container gets canary.image: set canary.image too";
+const BY: &str = "ramp.by must be more than 0";
+const FROM: &str = "ramp.from may not exceed ramp.to";
+const LONG_RAMP: &str = "the ramp has more than 101 steps: make ramp.by larger";
+const NAME: &str = "metadata.name may have at most 63 characters: it becomes a label value";
+
+/// What the rules say about an object, each as `field: sentence`.
+pub fn refusals(object: &Value) -> Vec<String> {
+    match Validator::new().validate_with_defaults(&SCHEMA, object, None) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors
+            .iter()
+            .map(|e| format!("{}: {}", e.field_path, e.message))
+            .collect(),
+    }
+}
+
+/// Everything of `part` is in `whole`, where a duration or a weight may be written another way.
+pub fn assert_within(part: &Value, whole: &Value, at: &str) {
+    match (part, whole) {
+        (Value::Object(part), Value::Object(whole)) => {
+            for (key, value) in part {
+                let found = whole.get(key).unwrap_or_else(|| panic!("{at}: {key} is lost"));
+                assert_within(value, found, &format!("{at}.{key}"));
+            }
+        }
+        (Value::Array(part), Value::Array(whole)) => {
+            assert_eq!(part.len(), whole.len(), "{at}");
+            part.iter()
+                .zip(whole)
+                .for_each(|(part, whole)| assert_within(part, whole, at));
+        }
+        _ => {}
+    }
+}
+
+/// A good release, with fields of its spec replaced.
+fn release(spec: Value) -> Value {
+    let mut object = json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": "web"},
+        "spec": {"target": {"deployment": "web"}, "canary": {"image": "web:2"}, "steps": [{"weight": 30, "hold": "1m"}]}});
+    for (key, value) in spec.as_object().unwrap() {
+        match value {
+            Value::Null => drop(object["spec"].as_object_mut().unwrap().remove(key)),
+            value => object["spec"][key] = value.clone(),
+        }
+    }
+    object
+}
+
+fn steps(weights: &[Value]) -> Value {
+    let steps: Vec<_> = weights
+        .iter()
+        .map(|weight| json!({"weight": weight, "hold": "1m"}))
+        .collect();
+    release(json!({"steps": steps}))
+}
+
+fn hold(hold: &str) -> Value {
+    release(json!({"steps": [{"weight": 30, "hold": hold}]}))
+}
+
+fn ramp(from: impl Into<Value>, by: impl Into<Value>, to: impl Into<Value>) -> Value {
+    release(json!({"steps": null, "ramp": {"from": from.into(), "by": by.into(), "to": to.into(), "every": "1m"}}))
+}
+
+fn canary(canary: Value) -> Value {
+    release(json!({"canary": canary}))
+}
+
+fn named(length: usize) -> Value {
+    let mut object = release(json!({}));
+    object["metadata"]["name"] = json!("n".repeat(length));
+    object
+}
+
+#[track_caller]
+fn accepted(object: &Value) {
+    assert_eq!(refusals(object), [""; 0], "{object}");
+    let decoded: CanaryRelease =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
+    schedule(&decoded.spec).unwrap_or_else(|error| panic!("{object}: {error}"));
+}
+
+#[track_caller]
+fn refused(object: &Value, field: &str, sentence: &str) {
+    assert_eq!(refusals(object), [format!("{field}: {sentence}")], "{object}");
+}
+
+#[test]
+fn a_weight_is_an_integer_or_a_decimal_string_from_0_to_100() {
+    for weight in [
+        json!(0),
+        json!(30),
+        json!(100),
+        json!("0"),
+        json!("30"),
+        json!("0.01"),
+        json!("99.9999"),
+        json!("100"),
+        json!("100.0"),
+        json!("100.0000"),
+    ] {
+        accepted(&steps(&[weight]));
+    }
+    for weight in [
+        json!(-1),
+        json!(101),
+        json!("abc"),
+        json!("1e2"),
+        json!("0.00001"),
+        json!(""),
+        json!("101"),
+        json!("100.1"),
+        json!("-1"),
+        json!("+1"),
+        json!(" 1"),
+        json!("030"),
+        json!("1."),
+        json!(".5"),
+        json!("30%"),
+    ] {
+        refused(&steps(&[weight]), "spec.steps[0].weight", WEIGHT);
+    }
+}
+
+#[test]
+fn weights_may_not_fall_however_they_are_written() {
+    accepted(&steps(&[
+        json!(5),
+        json!("12.5"),
+        json!(30),
+        json!("30.0"),
+        json!("100"),
+    ]));
+    accepted(&steps(&[json!("9"), json!("10")]));
+    for falling in [
+        [json!(30), json!(20)],
+        [json!("30"), json!("20")],
+        [json!(30), json!("20")],
+        [json!("30.5"), json!(30)],
+        [json!("0.02"), json!("0.01")],
+        [json!(100), json!("9")],
+    ] {
+        refused(&steps(&falling), "spec.steps", FALLING);
+    }
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_told_once_and_not_as_a_falling_one() {
+    refused(
+        &steps(&[json!(30), json!("abc"), json!(20)]),
+        "spec.steps[1].weight",
+        WEIGHT,
+    );
+}
+
+#[test]
+fn a_duration_has_units_no_sign_and_an_end() {
+    for good in [
+        "0",
+        "0s",
+        "30s",
+        "5m",
+        "1h30m",
+        "1.5m",
+        "500ms",
+        "8760h",
+        "525600m",
+        "31536000s",
+    ] {
+        accepted(&hold(good));
+        accepted(&release(json!({"progressDeadline": good})));
+    }
+    for bad in [
+        "",
+        "-5s",
+        "5",
+        "s",
+        "1d",
+        "1M",
+        "5 m",
+        "1h-5m",
+        "8761h",
+        "8760h1ms",
+        "525601m",
+        "99999999s",
+        "9999h9999h9999h",
+        "99999999999999999999h",
+    ] {
+        refused(&hold(bad), "spec.steps[0].hold", DURATION);
+        refused(
+            &release(json!({"progressDeadline": bad})),
+            "spec.progressDeadline",
+            DURATION,
+        );
+    }
+}
+
+#[test]
+fn there_is_one_schedule() {
+    let both = json!({"ramp": {"from": 10, "by": 10, "to": 50, "every": "1m"}});
+    refused(&release(both), "spec", SCHEDULE);
+    refused(&release(json!({"steps": null})), "spec", SCHEDULE);
+}
+
+#[test]
+fn a_ramp_rises_and_ends() {
+    accepted(&ramp(10, 10, 50));
+    accepted(&ramp("0.5", "0.25", 1));
+    accepted(&ramp(50, 1, 50));
+    accepted(&ramp(0, 1, 100));
+    accepted(&ramp("0.3333", "0.0001", "0.3433"));
+    refused(&ramp(10, 0, 50), "spec.ramp", BY);
+    refused(&ramp(10, "0.0", 50), "spec.ramp", BY);
+    refused(&ramp(60, 10, 50), "spec.ramp", FROM);
+    refused(&ramp("9.5", 1, 9), "spec.ramp", FROM);
+    refused(&ramp(0, "0.99", 100), "spec.ramp", LONG_RAMP);
+    refused(&ramp("0.0001", "0.9999", 100), "spec.ramp", LONG_RAMP);
+    refused(&ramp("abc", 10, 50), "spec.ramp.from", WEIGHT);
+    refused(&ramp(10, "abc", 50), "spec.ramp.by", WEIGHT);
+    refused(&ramp(10, 10, 101), "spec.ramp.to", WEIGHT);
+    refused(
+        &release(json!({"steps": null, "ramp": {"from": 1, "by": 1, "to": 2, "every": "-1m"}})),
+        "spec.ramp.every",
+        DURATION,
+    );
+}
+
+#[test]
+fn version_2_differs_from_version_1() {
+    accepted(&canary(json!({"image": "web:2"})));
+    accepted(&canary(json!({"template": {"spec": {}}})));
+    accepted(&canary(json!({"image": "web:2", "container": "web", "template": {}})));
+    refused(&canary(json!({"suffix": "-v2"})), "spec.canary", VERSION);
+    refused(
+        &canary(json!({"template": {}, "container": "web"})),
+        "spec.canary",
+        CONTAINER,
+    );
+}
+
+#[test]
+fn a_suffix_makes_names_that_kubernetes_accepts() {
+    for suffix in ["-v2", "-2", "-a-b", "-canary"] {
+        accepted(&canary(json!({"image": "web:2", "suffix": suffix})));
+    }
+    for suffix in ["v2", "-", "", "-V2", "-v2-", "-v_2", "-v.2", "--", "-v\n"] {
+        refused(
+            &canary(json!({"image": "web:2", "suffix": suffix})),
+            "spec.canary.suffix",
+            SUFFIX,
+        );
+    }
+}
+
+#[test]
+fn a_name_fits_a_label() {
+    accepted(&named(63));
+    refused(&named(64), "", NAME);
+}
+
+#[test]
+fn a_list_without_steps_is_refused_by_the_schema_and_by_the_operator() {
+    let steps = &SCHEMA["properties"]["spec"]["properties"]["steps"];
+    assert_eq!((&steps["minItems"], &steps["maxItems"]), (&json!(1), &json!(50)));
+    let empty: CanaryRelease = serde_json::from_value(steps_of_nothing()).unwrap();
+    assert_eq!(
+        schedule(&empty.spec).unwrap_err(),
+        "spec.steps has 0 steps: write 1 to 101"
+    );
+}
+
+fn steps_of_nothing() -> Value {
+    steps(&[])
+}
+
+#[test]
+fn every_rule_has_a_sentence_and_a_test() {
+    fn sentences(schema: &Value, found: &mut Vec<String>) {
+        if let Some(rules) = schema.get("x-kubernetes-validations").and_then(Value::as_array) {
+            found.extend(rules.iter().map(|rule| rule["message"].as_str().unwrap().to_owned()));
+        }
+        match schema {
+            Value::Object(fields) => fields.values().for_each(|field| sentences(field, found)),
+            Value::Array(items) => items.iter().for_each(|item| sentences(item, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    sentences(&SCHEMA, &mut found);
+    let tested = [
+        WEIGHT, DURATION, FALLING, SCHEDULE, SUFFIX, VERSION, CONTAINER, BY, FROM, LONG_RAMP, NAME,
+    ];
+    for sentence in found {
+        assert!(tested.contains(&sentence.as_str()), "no test of: {sentence}");
+    }
+}

@@ -1,0 +1,4 @@
+//! What the API server is told to refuse, that it is told so, and what is told to users.
+
+mod files;
+mod mistakes;

@@ -1,0 +1,97 @@
+//! Back to version 1.
+
+use super::{tell::writes, world::*};
+use crate::api::{Outcome, Phase, Stage};
+use serde_json::json;
+
+#[test]
+fn traffic_leaves_first_and_the_pods_outlive_it_by_the_settle_time() {
+    let story = world()
+        .at_first_step()
+        .later(10)
+        .when("version 2 crashes")
+        .canary_crashes(Some("Killed"))
+        .round()
+        .when("not settled yet")
+        .later(5)
+        .round()
+        .when("settled")
+        .later(1)
+        .round()
+        .when("everything is gone")
+        .canary_recovers()
+        .canary_ready(0)
+        .round()
+        .round();
+    assert_eq!(story.owned(), [""; 0]);
+    assert!(!story.guarded());
+    insta::assert_snapshot!(story.story);
+}
+
+#[test]
+fn pods_that_never_had_a_request_go_at_once_after_the_ingress() {
+    let world = world().routed().canary_crashes(None).rounds(1);
+    assert_eq!(world.owned(), ["Deployment shop-v2", "Service shop-v2"]);
+    assert_eq!(writes(&world).len(), 2, "without a settle time");
+}
+
+#[test]
+fn a_release_that_never_had_an_ingress_loses_its_pods_in_the_first_round() {
+    let world = world().begun().canary_crashes(None).rounds(1);
+    assert_eq!(world.owned(), [""; 0]);
+}
+
+#[test]
+fn an_ingress_that_is_slow_to_go_keeps_the_pods_and_is_deleted_once() {
+    let world = world().at_first_step().canary_crashes(None);
+    let slow = world.edit(super::super::Kind::Ingress, "shop-ingress-v2", |i| {
+        i["metadata"]["deletionTimestamp"] = json!("2026-01-05T10:00:00Z")
+    });
+    assert_eq!(writes(&slow.rounds(1).later(60)), [""; 0]);
+}
+
+#[test]
+fn a_rollback_goes_on_when_version_2_recovers_or_the_spec_changes() {
+    let world = world().at_first_step().canary_crashes(None).rounds(1).canary_recovers();
+    let changed = world
+        .clone()
+        .spec(json!({"canary": {"image": "shop:v3"}}))
+        .later(6)
+        .rounds(2);
+    for ended in [world.later(6).rounds(2), changed] {
+        assert_eq!(
+            (ended.rollout().stage, ended.rollout().outcome),
+            (Stage::Ended, Some(Outcome::RolledBack))
+        );
+    }
+}
+
+#[test]
+fn the_history_keeps_the_last_ten_newest_first() {
+    let mut world = world();
+    for n in 1..=12 {
+        world = world
+            .spec(json!({"canary": {"image": format!("shop:v2.{n}")}}))
+            .rolled_back();
+    }
+    let history = world.release.status.unwrap().history;
+    let images: Vec<_> = history.iter().filter_map(|entry| entry.canary_image.clone()).collect();
+    assert_eq!(images.len(), 10);
+    assert_eq!((images[0].as_str(), images[9].as_str()), ("shop:v2.12", "shop:v2.3"));
+}
+
+#[test]
+fn a_rolled_back_release_says_so_and_rests() {
+    let world = world().rolled_back();
+    let decision = world.decide();
+    assert_eq!(
+        (decision.status.phase, decision.watching),
+        (Some(Phase::RolledBack), false)
+    );
+    assert_eq!(decision.status.weight.as_deref(), Some("0"));
+    assert_eq!(
+        decision.status,
+        world.release.status.unwrap(),
+        "nothing is left to be written"
+    );
+}

@@ -1,0 +1,237 @@
+//! Traffic moves along the steps.
+
+use super::{tell::writes, world::*};
+use crate::{
+    api::{Outcome, Phase, Stage},
+    release::{Decision, Kind},
+};
+use serde_json::json;
+
+fn phase_and_reason(decision: &Decision) -> (Option<Phase>, String) {
+    let reason = decision
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Reconciling")
+        .unwrap()
+        .reason
+        .clone();
+    (decision.status.phase, reason)
+}
+
+#[test]
+fn the_weight_settles_then_holds_and_pods_come_before_the_next_weight() {
+    let story = world()
+        .routed()
+        .when("weight 0 has settled")
+        .later(6)
+        .round()
+        .when("10% has settled")
+        .later(6)
+        .round()
+        .when("10% has been held")
+        .later(60)
+        .round()
+        .when("the pods for 50% are ready")
+        .canary_ready(2)
+        .round();
+    insta::assert_snapshot!(story.story);
+}
+
+#[test]
+fn a_first_step_of_weight_0_is_held_like_any_other() {
+    let world = world().steps(&[("0", "30s"), ("10", "1m")]).routed();
+    assert_eq!((world.rollout().step, world.rollout().exposed), (1, false));
+    assert_eq!(world.clone().later(35).rounds(1).rollout().step, 1);
+    assert_eq!(world.later(36).rounds(1).rollout().step, 2);
+}
+
+#[test]
+fn a_fraction_is_written_with_its_total_in_one_write() {
+    let world = world().steps(&[("0.01", "1m")]).routed().later(6);
+    let writes = writes(&world);
+    assert_eq!(writes.len(), 1);
+    assert!(writes[0].contains(r#""nginx.ingress.kubernetes.io/canary-weight":"1","nginx.ingress.kubernetes.io/canary-weight-total":"10000""#), "{writes:?}");
+}
+
+#[test]
+fn a_step_does_not_advance_a_moment_before_its_hold_is_over() {
+    let world = world().spec(json!({"canary": {"replicas": 1}})).at_first_step();
+    assert_eq!(world.clone().later(65).rounds(1).rollout().step, 1);
+    assert_eq!(world.clone().later(65).decide().again.as_secs(), 1);
+    assert_eq!(world.later(66).rounds(1).rollout().step, 2);
+}
+
+#[test]
+fn every_ingress_of_the_service_gets_a_canary_and_the_same_weight() {
+    let world = world().with(ingress("api-ingress", "shop")).at_first_step();
+    assert_eq!(world.split("shop-ingress-v2"), world.split("api-ingress-v2"));
+    assert_eq!(world.split("api-ingress-v2").unwrap().weight.to_string(), "10");
+}
+
+#[test]
+fn a_canary_without_endpoints_holds_the_weight_until_it_is_back_and_the_hold_starts_over() {
+    let held = world().at_first_step().later(30).canary_ready(0).round();
+    let back = held.later(10).canary_ready(1).round();
+    assert_eq!(back.decide().again.as_secs(), 66, "settle and hold count anew");
+    insta::assert_snapshot!(back.story);
+}
+
+#[test]
+fn a_canary_without_endpoints_is_rolled_back_at_the_deadline() {
+    let held = world().at_first_step().canary_ready(0).rounds(1);
+    assert_eq!(held.clone().later(599).rounds(1).rollout().stage, Stage::Stepping);
+    insta::assert_snapshot!(held.later(600).round().story);
+}
+
+#[test]
+fn a_version_1_without_endpoints_holds_the_weight() {
+    let decision = world().at_first_step().later(66).stable_ready(0).decide();
+    assert_eq!(
+        phase_and_reason(&decision),
+        (Some(Phase::Holding), "StableUnavailable".to_owned())
+    );
+    assert_eq!(decision.writes, []);
+    insta::assert_snapshot!(decision.status.message.unwrap());
+}
+
+#[test]
+fn a_deleted_ingress_of_version_1_holds_the_weight_and_says_what_to_do() {
+    let decision = world().at_first_step().without(Kind::Ingress, "shop-ingress").decide();
+    assert_eq!(
+        phase_and_reason(&decision),
+        (Some(Phase::Holding), "IngressNotFound".to_owned())
+    );
+    insta::assert_snapshot!(decision.status.message.unwrap());
+}
+
+#[test]
+fn an_operator_that_died_after_the_weight_finds_the_step_beside_it() {
+    let world = world().routed().later(6).dies_after(1);
+    assert_eq!(
+        (world.rollout().step, world.split("shop-ingress-v2").unwrap().step),
+        (0, 1)
+    );
+    let story = world.later(20).round();
+    assert_eq!((story.rollout().step, story.rollout().exposed), (1, true));
+    assert_eq!(
+        story.rollout().weight_since,
+        Some(story.ago(0)),
+        "the hold counts from when the weight is known again"
+    );
+    insta::assert_snapshot!(story.story);
+}
+
+#[test]
+fn an_operator_that_died_after_the_last_weight_goes_on_with_the_promotion() {
+    let world = world().at_last_step().later(66).rounds(1).canary_ready(4).dies_after(1);
+    let world = world.remember(|r| r.stage = Stage::Stepping).rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Promoting);
+}
+
+#[test]
+fn a_weight_that_somebody_changed_is_put_back() {
+    let writes = writes(&world().at_first_step().live_split("90", 1));
+    assert_eq!(writes.len(), 1);
+    assert!(
+        writes[0].contains(r#""nginx.ingress.kubernetes.io/canary-weight":"10""#),
+        "{writes:?}"
+    );
+}
+
+#[test]
+fn a_deleted_canary_ingress_is_made_again_with_the_weight_in_force() {
+    let writes = writes(&world().at_first_step().without(Kind::Ingress, "shop-ingress-v2"));
+    assert_eq!(
+        writes,
+        ["create Ingress shop-ingress-v2: 10% at step 1 (step 1: 10% to version 2)"]
+    );
+}
+
+#[test]
+fn a_changed_schedule_goes_on_at_the_first_step_not_below_the_weight_in_force() {
+    let at_50 = world().at_last_step();
+    for (steps, step, weight) in [
+        (&[("5", "1m"), ("20", "1m"), ("60", "1m"), ("80", "1m")][..], 3, "60"),
+        (&[("5", "1m"), ("50", "2m"), ("80", "1m")][..], 2, "50"),
+        (&[("5", "1m"), ("20", "1m")][..], 2, "20"),
+    ] {
+        let world = at_50.clone().steps(steps).rounds(1);
+        assert_eq!(
+            (world.rollout().step, world.rollout().stage),
+            (step, Stage::Stepping),
+            "{steps:?}"
+        );
+        assert_eq!(
+            world.split("shop-ingress-v2").unwrap().weight.to_string(),
+            weight,
+            "{steps:?}"
+        );
+    }
+}
+
+#[test]
+fn another_version_midway_takes_the_traffic_away_before_the_next_one_starts() {
+    let story = world()
+        .at_first_step()
+        .later(10)
+        .spec(json!({"canary": {"image": "shop:v3"}}))
+        .when("shop:v3 is asked for")
+        .round()
+        .when("settled")
+        .later(6)
+        .round()
+        .when("everything is gone")
+        .canary_ready(0)
+        .round()
+        .round();
+    assert_eq!(
+        story.release.status.as_ref().unwrap().history[0].outcome,
+        Outcome::Superseded
+    );
+    insta::assert_snapshot!(story.story);
+}
+
+#[test]
+fn a_changed_version_1_midway_ends_the_release() {
+    let world = world()
+        .at_first_step()
+        .stable(|d| d["spec"]["template"]["metadata"]["annotations"] = json!({"a": "b"}));
+    insta::assert_snapshot!(world.round().story);
+}
+
+#[test]
+fn a_deleted_version_1_midway_ends_the_release() {
+    let decision = world().at_first_step().without(Kind::Deployment, "shop").decide();
+    assert_eq!(
+        decision.status.rollout.unwrap().detail.unwrap(),
+        "Deployment shop was deleted while version 2 was being released"
+    );
+}
+
+#[test]
+fn a_canary_deployment_that_somebody_deleted_ends_the_release() {
+    let decision = world().at_first_step().without(Kind::Deployment, "shop-v2").decide();
+    assert_eq!(
+        decision.status.rollout.unwrap().detail.unwrap(),
+        "Deployment shop-v2 was deleted by somebody else"
+    );
+}
+
+#[test]
+fn pods_for_the_next_step_that_do_not_come_end_the_release_at_the_deadline() {
+    let scaling = world().at_first_step().later(66).rounds(1);
+    let begun = scaling.clone().later(533).rounds(1);
+    assert_eq!(begun.rollout().stage, Stage::Stepping);
+    insta::assert_snapshot!(scaling.later(600).round().story);
+}
+
+#[test]
+fn a_canary_is_never_scaled_down_while_it_may_have_traffic() {
+    let world = world()
+        .at_first_step()
+        .edit(Kind::Deployment, "shop-v2", |d| d["spec"]["replicas"] = json!(9))
+        .canary_ready(9);
+    let writes = writes(&world.later(66));
+    assert!(writes.iter().all(|w| !w.contains("Deployment")), "{writes:?}");
+}
