@@ -41,12 +41,6 @@ impl CallError {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() || status.is_not_found())
     }
 
-    /// There is no such object.
-    #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Kube(kube::Error::Api(status)) if status.is_not_found())
-    }
-
     /// The API server refuses what was sent, so that sending it again is of no use.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {

@@ -3,13 +3,13 @@
 use super::{Context, RoundError, report};
 use crate::{
     api::{CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
-    cluster::{Applied, CallError, bounded, perform, publish},
+    cluster::{Applied, CallError, bounded, object_ref, perform, publish},
     observe::{View, observe},
     release::{Decision, Kind, Op, Write, at_rest, decide},
 };
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{DynamicObject, Patch, PatchParams, PostParams},
     runtime::controller::Action,
 };
 use serde_json::json;
@@ -82,8 +82,8 @@ async fn apply(
     let outcome = perform(&context.settings.client, namespace, write).await;
     context.settings.metrics.wrote(write.kind, outcome.as_ref().err());
     tracing::info!(namespace, kind = ?write.kind, object = write.name, why = write.why, failed = outcome.as_ref().err().map(ToString::to_string), "write");
-    if outcome.as_ref().is_err_and(CallError::is_not_found) {
-        view.forget(write.kind, &write.name);
+    if write.kind != Kind::CanaryRelease && outcome.as_ref().is_err_and(CallError::is_conflict) {
+        refresh(context, view, namespace, write).await;
     }
     match (outcome?, &write.op) {
         (Applied::Stored(object), _) if write.kind == Kind::CanaryRelease => {
@@ -96,6 +96,17 @@ async fn apply(
         (Applied::Deleted, _) => {}
     }
     Ok(latest)
+}
+
+/// The object is not what was decided on: were its event lost, the same would be decided, and refused, for ever.
+async fn refresh(context: &Context, view: &View, namespace: &str, write: &Write) {
+    let client = context.settings.client.clone();
+    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &object_ref(write.kind));
+    match bounded(api.get_opt(&write.name)).await {
+        Ok(Some(object)) => view.wrote(write.kind, &write.name, Box::new(object)),
+        Ok(None) => view.deleted(write.kind, &write.name, ""),
+        Err(error) => tracing::warn!(namespace, object = write.name, %error, "object not read again after a conflict"),
+    }
 }
 
 fn remember(context: &Context, namespace: &str, written: CanaryRelease) -> Arc<CanaryRelease> {

@@ -261,11 +261,6 @@ impl View {
         state.written.insert((kind, name.to_owned()), Written { number, now });
     }
 
-    /// The API server knows no such object, whatever a write of ours left.
-    pub fn forget(&self, kind: Kind, name: &str) {
-        lock(&self.state).written.remove(&(kind, name.to_owned()));
-    }
-
     /// The answer to a merge that was asked for a short while ago.
     #[must_use]
     pub fn merged(&self, release: &str, question: &str, now: Instant) -> Option<Merged> {

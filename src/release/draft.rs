@@ -113,6 +113,15 @@ impl<'a> Draft<'a> {
             .unwrap_or_default()
     }
 
+    /// Whether the last round held the release for this reason.
+    pub fn held_for(&self, reason: &str) -> bool {
+        let ready = self.seen.release.status.as_ref().and_then(|status| {
+            let mut conditions = status.conditions.iter();
+            conditions.find(|condition| condition.type_ == types::READY)
+        });
+        self.status.phase == Some(Phase::Holding) && ready.is_some_and(|ready| ready.reason == reason)
+    }
+
     // === What to do
 
     pub fn write(&mut self, kind: Kind, name: &str, op: Op, why: impl Into<String>) {

@@ -43,6 +43,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         weight,
         step: rollout.step,
     };
+    // Whoever raised the weight exposed version 2, even if it is put right in this very round.
+    rollout.exposed |= draft.live_weight() > Weight::ZERO;
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
@@ -179,16 +181,30 @@ pub(super) fn hold_until_deadline(
     flow
 }
 
-/// Somebody else's hand on a canary Ingress that was written less than the settle time ago. It is put back once in a
-/// settle time, so that two controllers do not write in turns for ever.
+const TAMPERED: &str = "CanaryIngressChanged";
+
+/// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a
+/// settle time, so that two controllers do not write in turns for ever. The release holds until it stays for a settle time.
 pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
+    let mut rollout = rollout.clone();
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
-    let name = draft.strays(rollout, split).filter(|_| !rest.is_zero())?;
+    let watching = draft.held_for(TAMPERED) && !rest.is_zero();
+    let stray = draft.strays(&rollout, split);
+    if !watching && stray.is_none() {
+        return None;
+    }
+    if !watching {
+        let why = format!("step {}: {}% to version 2", split.step, split.weight);
+        draft.steer(&rollout, split, &why);
+        rollout.weight_since = Some(MicroTime(draft.now));
+    }
+    let names = stray.or_else(|| draft.own_ingresses().next().map(|ingress| ingress.name_any()));
+    let name = names.unwrap_or_default();
     let why = format!(
-        "Ingress {name} was changed by somebody else just after it was written: find out who writes it (kubectl get ingress {name} -o yaml --show-managed-fields)"
+        "Ingress {name} was changed by somebody else, or the one it follows was, and is put right: if that goes on, find out who writes it (kubectl get ingress {name} -o yaml --show-managed-fields)"
     );
-    let flow = hold_until_deadline(draft, rollout.clone(), ("CanaryIngressChanged", why));
-    draft.look_again(rest);
+    let flow = hold_until_deadline(draft, rollout, (TAMPERED, why));
+    draft.look_again(if watching { rest } else { draft.settle });
     Some(flow)
 }
 

@@ -291,6 +291,8 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
             .iter()
             .any(|word| line.starts_with(word)),
+        // The stable Deployment's last word that is never heard is told as a promotion that is stuck.
+        EventMissed => stalled && line.starts_with("S10"),
         _ => false,
     };
     broken.retain(|line| !ignored(line));

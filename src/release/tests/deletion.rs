@@ -5,14 +5,13 @@ use crate::release::Kind;
 use serde_json::json;
 
 /// Where a release may be deleted.
-fn stages() -> [(&'static str, World); 7] {
+fn stages() -> [(&'static str, World); 6] {
     [
         ("begun", world().begun()),
         ("at weight 0", world().routed()),
         ("at the first step", world().at_first_step()),
         ("at the last step", world().at_last_step()),
         ("promoting", world().promoting()),
-        ("finishing", world().finishing()),
         ("rolling back", world().at_first_step().canary_crashes(None).rounds(1)),
     ]
 }
@@ -59,6 +58,18 @@ fn deletion_at_any_stage_keeps_the_pods_as_long_as_an_ingress_leads_to_them() {
             );
         }
     }
+}
+
+#[test]
+fn deletion_while_version_1_is_replaced_waits_for_it_but_not_for_ever() {
+    let world = world().finishing().deleted();
+    assert_eq!(writes(&world), [""; 0]);
+    let rolled_out = world.clone().rounds(1).stable_rolled_out().rounds(1).later(6);
+    assert!(writes(&rolled_out)[0].starts_with("delete Ingress shop-ingress-v2 as seen"));
+    let gone = rolled_out.rounds(1).later(6).rounds(1).rounds(1);
+    assert_eq!((gone.owned(), gone.guarded()), (vec![], false));
+    let never = world.rounds(1).later(120);
+    assert!(writes(&never)[0].starts_with("delete Ingress shop-ingress-v2 as seen"));
 }
 
 #[test]
