@@ -1,22 +1,17 @@
 //! Where a release stands, and what follows.
 
 use super::{
-    Decision, Finding, Ground, Kind, Level, Op,
+    Decision,
     draft::{Draft, Flow},
-    ending, hash,
-    preflight::preflight,
-    promoting, schedule, stepping,
+    ending, hash, preparing, promoting, stepping,
 };
 use crate::{
-    api::{CanaryObjects, Outcome, Phase, Rollout, Stage, Weight},
-    observe::{Observed, Workload, image, pod_labels, revision},
-    render::{self, owned_by},
+    api::{CanaryRelease, FINALIZER, Outcome, Stage},
+    observe::Observed,
     routing::Routing,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::{Resource, ResourceExt};
-use serde_json::Value;
+use kube::ResourceExt;
 use std::time::Duration;
 
 /// Decides one round: total and pure. `settle` is how long a written weight takes to reach every controller.
@@ -35,12 +30,12 @@ pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Tim
 /// Whether a release has nothing to do and nothing to guard, as far as the object itself tells.
 /// Such a release costs no request and no watch.
 #[must_use]
-pub fn at_rest(release: &crate::api::CanaryRelease) -> bool {
+pub fn at_rest(release: &CanaryRelease) -> bool {
     let status = release.status.as_ref();
     let ended = status
         .and_then(|s| s.rollout.as_ref())
         .is_some_and(|r| r.stage == Stage::Ended && r.intent == hash::intent(&release.spec));
-    let guarded = release.finalizers().iter().any(|f| f == crate::api::FINALIZER);
+    let guarded = release.finalizers().iter().any(|f| f == FINALIZER);
     let deleting = release.metadata.deletion_timestamp.is_some();
     !guarded && (deleting || (ended && status.and_then(|s| s.observed_generation) == release.metadata.generation))
 }
@@ -52,11 +47,11 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
     }
     let intent = hash::intent(&draft.seen.release.spec);
     let Some(rollout) = draft.status.rollout.clone() else {
-        return begin(draft, intent);
+        return preparing::begin(draft, intent);
     };
     if rollout.stage == Stage::Ended {
         if rollout.intent != intent {
-            return begin(draft, intent);
+            return preparing::begin(draft, intent);
         }
         draft.decision.release_finalizer = true;
         draft.decision.at_rest = true;
@@ -76,290 +71,11 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         );
     }
     match rollout.stage {
-        Stage::Preparing => preparing(draft, rollout),
+        Stage::Preparing => preparing::preparing(draft, rollout),
         Stage::Stepping => stepping::stepping(draft, rollout),
         Stage::Promoting => promoting::promoting(draft, rollout),
         Stage::Finishing => promoting::finishing(draft, rollout),
         Stage::RollingBack => ending::rolling_back(draft, rollout),
         Stage::Ended => Flow::Wait,
     }
-}
-
-/// Starts a release: preflight, then version 2's Deployment and Service.
-fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
-    let spec = &draft.seen.release.spec;
-    let schedule = match schedule::schedule(spec) {
-        Ok(schedule) => schedule,
-        Err(message) => return stalled(draft, &[Finding::new("InvalidSpec", message)]),
-    };
-    let ground = match preflight(draft.seen, draft.routing) {
-        Ok(ground) => ground,
-        Err(findings) => return stalled(draft, &findings),
-    };
-    let Some(stable) = &draft.seen.stable else {
-        return Flow::Wait;
-    };
-    let merged = match &draft.seen.merged {
-        Some(Ok(merged)) => merged,
-        Some(Err(message)) => return stalled(draft, &[Finding::new("TemplateRefused", refused(message))]),
-        None => {
-            return stalled(
-                draft,
-                &[Finding::new(
-                    "TemplateUnknown",
-                    "the API server was not asked yet what version 2's pod template is",
-                )],
-            );
-        }
-    };
-    let template = merged.pointer("/spec/template").cloned().unwrap_or_default();
-    let revision = revision(&template);
-    let suffix = &spec.canary.suffix;
-    let now = MicroTime(draft.now);
-    let mut rollout = Rollout {
-        intent,
-        stage: Stage::Preparing,
-        schedule: hash::schedule_hash(spec),
-        step: u32::from(schedule.weight(1) == Weight::ZERO),
-        started_at: now.clone(),
-        waiting_since: now,
-        weight_since: None,
-        drained_since: None,
-        stable_since: None,
-        deployment: stable.name.clone(),
-        stable_revision: stable.revision(),
-        service: ground.service.name_any(),
-        ingresses: ground.ingresses.iter().map(|i| i.name_any()).collect(),
-        canary: CanaryObjects {
-            deployment: format!("{}{suffix}", stable.name),
-            service: format!("{}{suffix}", ground.service.name_any()),
-        },
-        exposed: false,
-        reached: Vec::new(),
-        outcome: None,
-        reason: None,
-        detail: None,
-    };
-    draft.status.step = Some(format!("0/{}", schedule.len()));
-    draft.status.canary_image = image(&template, Some(&ground.container));
-    draft.status.stable_image = stable.image(Some(&ground.container));
-    draft.status.canary_pods = None;
-    draft.status.revision = Some(revision.clone());
-    if revision == stable.revision() && draft.seen.own_deployments.is_empty() && draft.own_ingresses().next().is_none()
-    {
-        let message = format!(
-            "Deployment {} already runs this version: there is nothing to release",
-            stable.name
-        );
-        (rollout.stage, rollout.outcome) = (Stage::Ended, Some(Outcome::Promoted));
-        (rollout.reason, rollout.detail) = (Some("AlreadyRunning".to_owned()), Some(message.clone()));
-        draft.status.rollout = Some(rollout);
-        draft.status.step = None;
-        draft.say(Phase::Promoted, "AlreadyRunning", message);
-        draft.decision.release_finalizer = true;
-        return Flow::Wait;
-    }
-    // What is ours but of another revision was made for a spec that changed before it was recorded.
-    let mine = |own: &Workload| {
-        own.name == rollout.canary.deployment
-            && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
-    };
-    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
-    {
-        let mut since = None;
-        draft.drain(&mut since, false, "an earlier release left this");
-        draft.say(
-            Phase::Pending,
-            "CleaningUp",
-            "removing what an earlier release left before this one starts",
-        );
-        return Flow::Wait;
-    }
-    draft.take_finalizer();
-    if let Err(finding) = make(draft, &rollout, &ground, merged, &revision, schedule.weight(1)) {
-        return stalled(draft, &[finding]);
-    }
-    let images = images(draft);
-    draft.note(
-        Level::Normal,
-        "ReleaseStarted",
-        format!(
-            "{images}: waiting for version 2's pods; {} up to {}% to follow",
-            counted(schedule.len(), "step"),
-            schedule.weight(schedule.len())
-        ),
-    );
-    draft.say(
-        Phase::Pending,
-        "CanaryStarting",
-        format!(
-            "waiting for the pods of Deployment {} to be ready; no request goes there yet",
-            rollout.canary.deployment
-        ),
-    );
-    draft.deadline(&rollout);
-    draft.status.rollout = Some(rollout);
-    Flow::Wait
-}
-
-fn refused(message: &str) -> String {
-    format!(
-        "the API server refuses Deployment with spec.canary.template and image merged in: {message}; correct spec.canary"
-    )
-}
-
-fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
-    draft.stall(findings);
-    Flow::Wait
-}
-
-/// `1 step`, `5 steps`.
-fn counted(number: u32, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// `app:v1 -> app:v2`, for messages.
-pub(super) fn images(draft: &Draft<'_>) -> String {
-    let or = |image: &Option<String>| image.clone().unwrap_or_else(|| "?".to_owned());
-    format!(
-        "{} -> {}",
-        or(&draft.status.stable_image),
-        or(&draft.status.canary_image)
-    )
-}
-
-/// How many pods the canary has for a weight: fixed, or its share of version 1's.
-pub(super) fn pods(draft: &Draft<'_>, weight: Weight) -> i32 {
-    let stable = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
-    draft
-        .seen
-        .release
-        .spec
-        .canary
-        .replicas
-        .unwrap_or_else(|| weight.pods_of(stable))
-}
-
-/// Makes what is missing of version 2's Deployment and Service.
-fn make(
-    draft: &mut Draft<'_>,
-    rollout: &Rollout,
-    ground: &Ground,
-    merged: &Value,
-    revision: &str,
-    first: Weight,
-) -> Result<(), Finding> {
-    let owner = draft.owner();
-    let suffix = &draft.seen.release.spec.canary.suffix;
-    let template = merged.pointer("/spec/template").cloned().unwrap_or_default();
-    let labels = render::escape(&pod_labels(&template), &ground.selectors, suffix)
-        .map_err(|error| Finding::new("SelectorOverlap", error.to_string()))?;
-    let pods = pods(draft, first);
-    let deployment = render::deployment(merged, &rollout.canary.deployment, &owner, revision, &labels, pods);
-    let selector = deployment
-        .pointer("/spec/selector/matchLabels")
-        .and_then(Value::as_object);
-    let selector = selector
-        .into_iter()
-        .flatten()
-        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
-        .collect();
-    let service = render::service(&ground.service, &rollout.canary.service, &owner, &selector);
-    let named = |own: &Workload| own.name == rollout.canary.deployment;
-    if !draft.seen.own_deployments.iter().any(named) {
-        draft.write(
-            Kind::Deployment,
-            &rollout.canary.deployment,
-            Op::Create(deployment),
-            "version 2's pods",
-        );
-    }
-    if !draft
-        .seen
-        .services
-        .iter()
-        .any(|s| s.name_any() == rollout.canary.service)
-    {
-        draft.write(
-            Kind::Service,
-            &rollout.canary.service,
-            Op::Create(service),
-            "version 2's Service, for endpoints of its own",
-        );
-    }
-    Ok(())
-}
-
-/// Waits for version 2's pods and endpoints; no request goes there yet.
-fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    if let Some(flow) = ending::found_wanting(draft, &rollout) {
-        return flow;
-    }
-    let service_there = draft
-        .seen
-        .services
-        .iter()
-        .any(|s| s.name_any() == rollout.canary.service && owned_by(s.meta(), &draft.uid()));
-    if draft.canary(&rollout).is_none() || !service_there {
-        if draft.deadline(&rollout).is_zero() {
-            let message = format!(
-                "Deployment {} or Service {} was deleted by somebody else, and not ready within {} (spec.progressDeadline)",
-                rollout.canary.deployment, rollout.canary.service, draft.seen.release.spec.progress_deadline
-            );
-            return ending::turn_back(draft, rollout, Outcome::RolledBack, "CanaryDeleted", message);
-        }
-        return remake(draft, rollout);
-    }
-    let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
-    let ready = draft.ready(&rollout.canary.service);
-    if usize::try_from(wanted).is_ok_and(|wanted| ready < wanted) {
-        let deadline = draft.deadline(&rollout);
-        if deadline.is_zero() {
-            let message = format!(
-                "{ready} of {wanted} pods of Deployment {} were ready after {} (spec.progressDeadline)",
-                rollout.canary.deployment, draft.seen.release.spec.progress_deadline
-            );
-            return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
-        }
-        draft.say(
-            Phase::Pending,
-            "CanaryStarting",
-            format!(
-                "waiting for the pods of Deployment {} to be ready; no request goes there yet",
-                rollout.canary.deployment
-            ),
-        );
-        return Flow::Wait;
-    }
-    rollout.stage = Stage::Stepping;
-    rollout.waiting_since = MicroTime(draft.now);
-    draft.status.rollout = Some(rollout);
-    Flow::Again
-}
-
-/// Somebody deleted what was made, or the operator died between the writes.
-fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
-    let ground = match preflight(draft.seen, draft.routing) {
-        Ok(ground) => ground,
-        Err(findings) => return stalled(draft, &findings),
-    };
-    let Some(Ok(merged)) = &draft.seen.merged else {
-        let why = draft.seen.merged.clone().and_then(Result::err).unwrap_or_default();
-        return ending::turn_back(draft, rollout, Outcome::RolledBack, "TemplateRefused", refused(&why));
-    };
-    let now = revision(merged.pointer("/spec/template").unwrap_or(&Value::Null));
-    if draft.status.revision.as_ref() != Some(&now) {
-        return ending::turn_back(
-            draft,
-            rollout,
-            Outcome::RolledBack,
-            "StableChanged",
-            ending::stable_changed(draft),
-        );
-    }
-    let first = schedule::schedule(&draft.seen.release.spec).map_or(Weight::ZERO, |s| s.weight(1));
-    if let Err(finding) = make(draft, &rollout, &ground, merged, &now, first) {
-        return stalled(draft, &[finding]);
-    }
-    Flow::Wait
 }

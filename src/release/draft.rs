@@ -28,6 +28,13 @@ pub(super) enum Flow {
     Again,
 }
 
+/// `07:04:05Z`: the date is in `nextAdvanceAt`.
+pub(super) fn clock(at: Timestamp) -> String {
+    // Rounded up, so that the time told is never before the time meant.
+    let at = at + Duration::from_millis(999);
+    at.strftime("%H:%M:%SZ").to_string()
+}
+
 /// What one stage function reads and fills.
 pub(super) struct Draft<'a> {
     pub seen: &'a Observed,
@@ -120,6 +127,19 @@ impl<'a> Draft<'a> {
             conditions.find(|condition| condition.type_ == types::READY)
         });
         self.status.phase == Some(Phase::Holding) && ready.is_some_and(|ready| ready.reason == reason)
+    }
+
+    /// `app:v1 -> app:v2`, for messages.
+    pub fn images(&self) -> String {
+        let or = |image: &Option<String>| image.clone().unwrap_or_else(|| "?".to_owned());
+        format!("{} -> {}", or(&self.status.stable_image), or(&self.status.canary_image))
+    }
+
+    /// How many pods the canary has for a weight: fixed, or its share of version 1's.
+    pub fn pods(&self, weight: Weight) -> i32 {
+        let stable = self.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
+        let fixed = self.seen.release.spec.canary.replicas;
+        fixed.unwrap_or_else(|| weight.pods_of(stable))
     }
 
     // === What to do

@@ -5,12 +5,11 @@
 
 use super::{
     Kind, Level, Op,
-    decide::images,
-    draft::{Draft, Flow},
+    draft::{Draft, Flow, clock},
     ending,
+    holding::{hold_until_deadline, tampered, unready},
     preflight::preflight,
     schedule,
-    stepping::{clock, hold_until_deadline, tampered, unready},
 };
 use crate::{
     api::{Outcome, Phase, Rollout, Stage, Weight},
@@ -72,7 +71,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     ) {
         rollout.weight_since = Some(MicroTime(draft.now));
         draft.reached(&mut rollout, Weight::FULL);
-        let images = images(draft);
+        let images = draft.images();
         draft.note(
             Level::Normal,
             "Promoting",

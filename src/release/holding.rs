@@ -1,0 +1,114 @@
+//! What keeps the weight from rising, and for how long.
+
+use super::{
+    Level,
+    draft::{Draft, Flow, clock},
+    ending,
+};
+use crate::{
+    api::{Outcome, Phase, Rollout},
+    render::owned_by,
+    routing::{Split, backends, leads_to},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{Resource, ResourceExt};
+
+const TAMPERED: &str = "CanaryIngressChanged";
+
+/// A release that may not raise the weight: version 2 or version 1 has nobody to answer.
+pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
+    if draft.ready(&rollout.canary.service) == 0 {
+        let share = if rollout.exposed {
+            ", so nginx sends its share of the requests to version 1"
+        } else {
+            "; no request goes there yet"
+        };
+        let message = format!("Service {} has no ready endpoint{share}", rollout.canary.service);
+        return Some(("CanaryUnavailable", message));
+    }
+    if draft.ready(&rollout.service) == 0 {
+        let message = format!(
+            "Service {} has no ready endpoint: nginx answers 503 to everyone, whatever the weight",
+            rollout.service
+        );
+        return Some(("StableUnavailable", message));
+    }
+    let suffix = &draft.seen.release.spec.canary.suffix;
+    let named = |name: &str| draft.seen.ingresses.iter().find(|i| i.name_any() == name);
+    rollout.ingresses.iter().find_map(|name| {
+        let Some(stable) = named(name) else {
+            let message =
+                format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release");
+            return Some(("IngressNotFound", message));
+        };
+        if !backends(stable).any(|backend| leads_to(backend, &rollout.service)) {
+            let message = format!(
+                "Ingress {name} no longer leads to Service {}, so there is no traffic to split: restore its backend, or delete this release",
+                rollout.service
+            );
+            return Some(("IngressMismatch", message));
+        }
+        let taken = format!("{name}{suffix}");
+        named(&taken).filter(|i| !owned_by(i.meta(), &draft.uid())).map(|_| {
+            let message = format!("Ingress {taken} exists and is not this release's: delete it, or choose another spec.canary.suffix");
+            ("NameTaken", message)
+        })
+    })
+}
+
+pub(super) fn hold(draft: &mut Draft<'_>, mut rollout: Rollout, reason: &'static str, message: String) -> Flow {
+    if draft.status.phase != Some(Phase::Holding) {
+        rollout.waiting_since = MicroTime(draft.now);
+        draft.note(Level::Warning, reason, message.clone());
+    }
+    draft.say(Phase::Holding, reason, message);
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
+}
+
+pub(super) fn hold_until_deadline(
+    draft: &mut Draft<'_>,
+    mut rollout: Rollout,
+    (reason, why): (&'static str, String),
+) -> Flow {
+    if draft.status.phase != Some(Phase::Holding) {
+        rollout.waiting_since = MicroTime(draft.now);
+    }
+    let left = draft.deadline(&rollout);
+    if left.is_zero() {
+        let message = format!(
+            "{why}, for {} (spec.progressDeadline)",
+            draft.seen.release.spec.progress_deadline
+        );
+        return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
+    }
+    let message = format!("{why}; rollback at {} unless that mends", clock(draft.now + left));
+    let flow = hold(draft, rollout, reason, message);
+    draft.look_again(left);
+    flow
+}
+
+/// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a
+/// settle time, so that two controllers do not write in turns for ever. The release holds until it stays for a settle time.
+pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
+    let mut rollout = rollout.clone();
+    let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
+    let watching = draft.held_for(TAMPERED) && !rest.is_zero();
+    let stray = draft.strays(&rollout, split);
+    if !watching && stray.is_none() {
+        return None;
+    }
+    if !watching {
+        let why = format!("step {}: {}% to version 2", split.step, split.weight);
+        draft.steer(&rollout, split, &why);
+        rollout.weight_since = Some(MicroTime(draft.now));
+    }
+    let names = stray.or_else(|| draft.own_ingresses().next().map(|ingress| ingress.name_any()));
+    let name = names.unwrap_or_default();
+    let why = format!(
+        "Ingress {name} was changed by somebody else, or the one it follows was, and is put right: if that goes on, find out who writes it (kubectl get ingress {name} -o yaml --show-managed-fields)"
+    );
+    let flow = hold_until_deadline(draft, rollout, (TAMPERED, why));
+    draft.look_again(if watching { rest } else { draft.settle });
+    Some(flow)
+}
