@@ -16,7 +16,7 @@ endif
 
 .PHONY: help
 help: ## List what there is to run
-	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4)} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: ## Show a release on a real cluster (CLUSTER=current takes yours); simulated where no cluster can run
