@@ -158,12 +158,6 @@ impl Views {
             !state.members.is_empty()
         });
     }
-
-    /// How many namespaces are watched.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        lock(&self.open).len()
-    }
 }
 
 impl View {
