@@ -108,6 +108,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
     }
     draft.take_finalizer();
     if let Err(finding) = make(draft, &rollout, &ground, merged, &revision, schedule.weight(1)) {
+        // Nothing is made, so there is nothing to guard: a finalizer would only outlive the operator.
+        draft.decision.writes.clear();
         return stalled(draft, &[finding]);
     }
     let images = draft.images();

@@ -95,3 +95,45 @@ fn a_rolled_back_release_says_so_and_rests() {
         "nothing is left to be written"
     );
 }
+
+#[test]
+fn pods_outlive_a_weight_that_the_operator_died_before_recording() {
+    let world = world().routed().later(6).dies_after(1).canary_crashes(None).rounds(1);
+    assert_eq!(writes(&world), [""; 0], "the settle time is not over");
+}
+
+#[test]
+fn a_release_of_testers_only_keeps_its_pods_for_the_settle_time_after_promotion() {
+    let world = world()
+        .steps(&[("0", "30s")])
+        .begun()
+        .canary_ready(1)
+        .rounds(1)
+        .later(36)
+        .rounds(1)
+        .canary_ready(4)
+        .rounds(1);
+    let world = world
+        .later(6)
+        .rounds(1)
+        .stable_rolled_out()
+        .rounds(1)
+        .later(6)
+        .rounds(1);
+    assert_eq!(world.split("shop-ingress-v2"), None);
+    assert_eq!(writes(&world), [""; 0], "the settle time is not over");
+}
+
+#[test]
+fn a_selector_that_cannot_be_escaped_takes_no_finalizer() {
+    let any = json!([{"key": "app", "operator": "Exists"}]);
+    let world = world().stable(|d| d["spec"]["selector"] = json!({"matchExpressions": any}));
+    assert_eq!(writes(&world), [""; 0]);
+}
+
+#[test]
+fn pods_of_a_lost_status_outlive_their_ingress_by_the_settle_time() {
+    let mut world = world().at_first_step();
+    world.release.status = None;
+    assert_eq!(writes(&world.rounds(1)), [""; 0], "the settle time is not over");
+}
