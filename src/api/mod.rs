@@ -5,14 +5,18 @@ mod spec;
 mod status;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod weight;
 
 pub use duration::{Duration, DurationError};
-pub use spec::{Canary, CanaryRelease, CanaryReleaseSpec, Ramp, Step, Target};
+pub use spec::{
+    Canary, CanaryRelease, CanaryReleaseSpec, Promotion, PromotionMode, Ramp, Rollback, ShiftTraffic, Step, Target,
+};
 pub use status::{
     CanaryObjects, CanaryPods, CanaryReleaseStatus, HistoryEntry, Outcome, Phase, Reached, Rollout, Stage, conditions,
     set_condition,
 };
+pub use traffic::{Header, Traffic};
 pub use weight::{Weight, WeightError};
 
 /// API group of the resource; also the prefix of every label and annotation that the operator writes.

@@ -77,7 +77,8 @@ fn walk(ramp: &Ramp) -> Result<Vec<Step>, String> {
         .take(MOST_STEPS + 1)
         .map(|weight| Step {
             weight,
-            hold: ramp.every,
+            hold: Some(ramp.every),
+            approval: false,
         })
         .collect())
 }

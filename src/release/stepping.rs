@@ -72,7 +72,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule
         .step(rollout.step)
-        .map_or_else(Default::default, |step| step.hold);
+        .and_then(|step| step.hold)
+        .unwrap_or_default();
     let left = draft.until(written, draft.settle + hold.get());
     if left.is_zero() {
         return advance(draft, rollout, &schedule);

@@ -23,6 +23,15 @@ const CONTAINER: &str = "canary.container says which container gets canary.image
 const BY: &str = "ramp.by must be more than 0";
 const FROM: &str = "ramp.from may not exceed ramp.to";
 const LONG_RAMP: &str = "the ramp has more than 101 steps: make ramp.by larger";
+const STEP: &str = "a step needs hold, or approval: true";
+const HEADER: &str =
+    "set traffic.header.value or traffic.header.pattern, not both: ingress-nginx would ignore the pattern";
+const HEADER_NAME: &str =
+    "the name of a header has letters, digits and dashes: nginx drops requests' headers with underscores";
+const HEADER_VALUE: &str =
+    "ingress-nginx takes only letters, digits and - . _ ~ / : in a header's value, and ignores any other";
+const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : ^ $ [ ] ( ) { } * + ? | & = and backslashes in a pattern, and ignores any other";
+const NO_PATTERN: &str = "the pattern is no regular expression (RE2 syntax)";
 const NAME: &str = "metadata.name may have at most 63 characters: it becomes a label value";
 
 /// What the rules say about an object, each as `field: sentence`.
@@ -218,6 +227,60 @@ fn a_duration_has_units_no_sign_and_an_end() {
 }
 
 #[test]
+fn a_step_waits_for_time_or_for_a_person() {
+    accepted(&release(json!({"steps": [{"weight": 30, "approval": true}]})));
+    accepted(&release(
+        json!({"steps": [{"weight": 30, "hold": "1m", "approval": true}]}),
+    ));
+    refused(&release(json!({"steps": [{"weight": 30}]})), "spec.steps[0]", STEP);
+    refused(
+        &release(json!({"steps": [{"weight": 30, "approval": false}]})),
+        "spec.steps[0]",
+        STEP,
+    );
+}
+
+fn header(header: Value) -> Value {
+    release(json!({"traffic": {"header": header}}))
+}
+
+#[test]
+fn a_header_is_one_that_nginx_takes() {
+    accepted(&header(json!({"name": "X-Canary"})));
+    accepted(&header(json!({"name": "X-Canary", "value": "yes:1/2"})));
+    for pattern in ["^(a|b)$", "^[a-z]+$", "a.*b", r"\d{3}", "x=1&y"] {
+        accepted(&header(json!({"name": "X-Canary", "pattern": pattern})));
+    }
+    refused(
+        &header(json!({"name": "X-Canary", "value": "a", "pattern": "b"})),
+        "spec.traffic.header",
+        HEADER,
+    );
+    for name in ["X_Canary", "X Canary", "-x", "x-", "X:Y", "Ü"] {
+        refused(&header(json!({"name": name})), "spec.traffic.header.name", HEADER_NAME);
+    }
+    for value in ["a,b", "a b", "50%", "a;b", "\"q\"", "a=b", "ü", "a\nb"] {
+        refused(
+            &header(json!({"name": "X", "value": value})),
+            "spec.traffic.header.value",
+            HEADER_VALUE,
+        );
+    }
+    for pattern in ["a{1,3}", "(?!a)", "a b", "a@b", "50%"] {
+        let found = refusals(&header(json!({"name": "X", "pattern": pattern})));
+        let sentence = format!("spec.traffic.header.pattern: {HEADER_PATTERN}");
+        assert!(found.contains(&sentence), "{pattern}: {found:?}");
+    }
+    for pattern in ["(a", "[a", "*a"] {
+        let found = refusals(&header(json!({"name": "X", "pattern": pattern})));
+        let [refusal] = &found[..] else {
+            panic!("{pattern}: {found:?}")
+        };
+        assert!(refusal.starts_with("spec.traffic.header.pattern"), "{refusal}");
+    }
+}
+
+#[test]
 fn there_is_one_schedule() {
     let both = json!({"ramp": {"from": 10, "by": 10, "to": 50, "every": "1m"}});
     refused(&release(both), "spec", SCHEDULE);
@@ -310,7 +373,23 @@ fn every_rule_has_a_sentence_and_a_test() {
     let mut found = Vec::new();
     sentences(&SCHEMA, &mut found);
     let tested = [
-        WEIGHT, DURATION, FALLING, SCHEDULE, SUFFIX, VERSION, CONTAINER, BY, FROM, LONG_RAMP, NAME,
+        WEIGHT,
+        DURATION,
+        FALLING,
+        SCHEDULE,
+        SUFFIX,
+        VERSION,
+        CONTAINER,
+        BY,
+        FROM,
+        LONG_RAMP,
+        NAME,
+        STEP,
+        HEADER,
+        HEADER_NAME,
+        HEADER_VALUE,
+        HEADER_PATTERN,
+        NO_PATTERN,
     ];
     for sentence in found {
         assert!(tested.contains(&sentence.as_str()), "no test of: {sentence}");

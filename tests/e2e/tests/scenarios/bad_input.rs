@@ -70,9 +70,9 @@ const MISTAKES: &[Mistake] = &[
         &["spec.steps[0].hold", DURATION],
     ),
     (
-        "a step without a hold",
+        "a step that waits for nothing",
         |r| steps(r, json!([{"weight": 30}])),
-        &["spec.steps[0].hold", "Required value"],
+        &["spec.steps[0]", "a step needs hold, or approval: true"],
     ),
     (
         "no steps in the list",
