@@ -8,7 +8,7 @@ use crate::{
     },
     observe::{Observed, Workload},
     render::{Owner, owned_by},
-    routing::{Routing, Services, Split},
+    routing::{Route, Routing, Services, Split},
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -118,6 +118,11 @@ impl<'a> Draft<'a> {
             .map(|ingress| self.routing.split(ingress).weight)
             .max()
             .unwrap_or_default()
+    }
+
+    /// Whether any live canary Ingress leads anybody to version 2.
+    pub fn exposed(&self) -> bool {
+        self.own_ingresses().any(|ingress| self.routing.exposes(ingress))
     }
 
     /// Whether the last round held the release for this reason.
@@ -235,12 +240,17 @@ impl<'a> Draft<'a> {
             stable: &rollout.service,
             canary: &rollout.canary.service,
         };
+        let route = Route {
+            services,
+            split,
+            traffic: self.seen.release.spec.traffic.as_ref(),
+        };
         let stable = self.seen.ingresses.iter();
         let stable = stable.filter(|i| rollout.ingresses.contains(&i.name_any()));
         stable
             .filter_map(|stable| {
                 let name = format!("{}{suffix}", stable.name_any());
-                let wanted = self.routing.canary(stable, &name, &owner, services, split);
+                let wanted = self.routing.canary(stable, &name, &owner, route);
                 let op = match own.iter().find(|live| live.name_any() == name) {
                     None => Op::Create(wanted),
                     Some(live) => Op::Merge {
@@ -267,7 +277,7 @@ impl<'a> Draft<'a> {
             }
             self.steered = Some(Weight::ZERO);
             // An operator that died after it wrote the first weight did not record that version 2 is exposed.
-            let exposed = exposed || self.live_weight() > Weight::ZERO;
+            let exposed = exposed || self.exposed();
             // One whose deletion somebody's finalizer holds up still leads requests there: the time counts from its end,
             // and a time that moved with every look would be a write with every look.
             let all_asked = live.iter().all(|i| i.metadata.deletion_timestamp.is_some());

@@ -43,7 +43,7 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         step: rollout.step,
     };
     // Whoever raised the weight exposed version 2, even if it is put right in this very round.
-    rollout.exposed |= draft.live_weight() > Weight::ZERO;
+    rollout.exposed |= draft.exposed();
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }

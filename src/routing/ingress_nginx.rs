@@ -3,9 +3,9 @@
 //! Its controller swallows every mistake in these annotations (a bad weight is 0, a lost total makes 1 of 10,000
 //! one percent), so they are only ever written from a validated [`Weight`], weight and total in one write.
 
-use super::{Routing, Services, Split, leads_to};
+use super::{Route, Routing, Services, Split, leads_to};
 use crate::{
-    api::{ANNOTATION_STEP, Weight},
+    api::{ANNOTATION_STEP, Header, Weight},
     render::Owner,
 };
 use k8s_openapi::api::networking::v1::{HTTPIngressRuleValue, Ingress};
@@ -25,6 +25,10 @@ const LEGACY_CLASS: &str = "kubernetes.io/ingress.class";
 const CANARY: &str = "canary";
 const WEIGHT: &str = "canary-weight";
 const WEIGHT_TOTAL: &str = "canary-weight-total";
+const HEADER: &str = "canary-by-header";
+const HEADER_VALUE: &str = "canary-by-header-value";
+const HEADER_PATTERN: &str = "canary-by-header-pattern";
+const COOKIE: &str = "canary-by-cookie";
 
 /// Writes and reads the annotations of ingress-nginx.
 #[derive(Clone, Debug)]
@@ -50,8 +54,8 @@ impl IngressNginx {
         ingress.annotations().get(&self.key(name)).map(String::as_str)
     }
 
-    fn annotations(&self, stable: &Ingress, split: Split) -> Map<String, Value> {
-        let (weight, total) = split.weight.ratio();
+    fn annotations(&self, stable: &Ingress, route: &Route<'_>) -> Map<String, Value> {
+        let (weight, total) = route.split.weight.ratio();
         let mut annotations = Map::new();
         annotations.insert(self.key(CANARY), json!("true"));
         annotations.insert(self.key(WEIGHT), json!(weight.to_string()));
@@ -59,7 +63,16 @@ impl IngressNginx {
         if total != 100 {
             annotations.insert(self.key(WEIGHT_TOTAL), json!(total.to_string()));
         }
-        annotations.insert(ANNOTATION_STEP.to_owned(), json!(split.step.to_string()));
+        if let Some(Header { name, value, pattern }) = route.traffic.and_then(|traffic| traffic.header.as_ref()) {
+            annotations.insert(self.key(HEADER), json!(name));
+            for (key, text) in [(HEADER_VALUE, value), (HEADER_PATTERN, pattern)] {
+                annotations.extend(text.as_ref().map(|text| (self.key(key), json!(text))));
+            }
+        }
+        if let Some(cookie) = route.traffic.and_then(|traffic| traffic.cookie.as_ref()) {
+            annotations.insert(self.key(COOKIE), json!(cookie));
+        }
+        annotations.insert(ANNOTATION_STEP.to_owned(), json!(route.split.step.to_string()));
         let copied = HONOURED
             .iter()
             .map(|name| self.key(name))
@@ -80,16 +93,19 @@ impl IngressNginx {
 }
 
 impl Routing for IngressNginx {
-    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, services: Services<'_>, split: Split) -> Value {
+    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, route: Route<'_>) -> Value {
         let mut metadata = owner.metadata(name);
         if let Some(metadata) = metadata.as_object_mut() {
-            metadata.insert("annotations".to_owned(), Value::Object(self.annotations(stable, split)));
+            metadata.insert(
+                "annotations".to_owned(),
+                Value::Object(self.annotations(stable, &route)),
+            );
         }
         json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "Ingress",
             "metadata": metadata,
-            "spec": spec(stable, services),
+            "spec": spec(stable, route.services),
         })
     }
 
@@ -154,6 +170,11 @@ impl Routing for IngressNginx {
             step,
         }
     }
+
+    fn exposes(&self, live: &Ingress) -> bool {
+        let asked = |name| self.annotation(live, name).is_some_and(|text| !text.trim().is_empty());
+        self.is_canary(live) && (self.split(live).weight > Weight::ZERO || asked(HEADER) || asked(COOKIE))
+    }
 }
 
 /// Exactly the rules that lead to version 1's Service, leading to version 2's. One path more would make the controller
@@ -199,6 +220,7 @@ fn spec(stable: &Ingress, services: Services<'_>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Traffic;
 
     fn stable() -> Ingress {
         serde_json::from_value(json!({
@@ -228,7 +250,7 @@ mod tests {
         .unwrap()
     }
 
-    fn canary(weight: &str, step: u32) -> Value {
+    fn routed(weight: &str, step: u32, traffic: Option<&Traffic>) -> Value {
         let owner = Owner {
             name: "shop".to_owned(),
             uid: "u1".to_owned(),
@@ -237,16 +259,24 @@ mod tests {
             weight: weight.parse().unwrap(),
             step,
         };
-        IngressNginx::default().canary(
-            &stable(),
-            "shop-v2",
-            &owner,
-            Services {
-                stable: "web",
-                canary: "web-v2",
-            },
+        let services = Services {
+            stable: "web",
+            canary: "web-v2",
+        };
+        let route = Route {
+            services,
             split,
-        )
+            traffic,
+        };
+        IngressNginx::default().canary(&stable(), "shop-v2", &owner, route)
+    }
+
+    fn canary(weight: &str, step: u32) -> Value {
+        routed(weight, step, None)
+    }
+
+    fn for_testers(traffic: Value) -> Value {
+        routed("0", 1, Some(&serde_json::from_value(traffic).unwrap()))
     }
 
     fn live(value: Value) -> Ingress {
@@ -256,6 +286,57 @@ mod tests {
     #[test]
     fn only_rules_to_the_service_and_only_annotations_that_nginx_honours_are_copied() {
         insta::assert_yaml_snapshot!(canary("30", 2));
+    }
+
+    #[test]
+    fn header_and_cookie_stand_beside_the_weight() {
+        let annotations = |traffic| {
+            let value = for_testers(traffic);
+            let all = value["metadata"]["annotations"].as_object().unwrap().clone();
+            let rules = all.into_iter().filter(|(key, _)| key.contains("/canary-by-"));
+            rules
+                .map(|(key, value)| format!("{} {}", key.rsplit('/').next().unwrap(), value.as_str().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            annotations(json!({"header": {"name": "X-Canary"}})),
+            ["canary-by-header X-Canary"]
+        );
+        assert_eq!(
+            annotations(json!({"header": {"name": "X-Canary", "value": "yes"}, "cookie": "canary"})),
+            [
+                "canary-by-cookie canary",
+                "canary-by-header X-Canary",
+                "canary-by-header-value yes"
+            ]
+        );
+        assert_eq!(
+            annotations(json!({"header": {"name": "X-Canary", "pattern": "^a"}})),
+            ["canary-by-header X-Canary", "canary-by-header-pattern ^a"]
+        );
+    }
+
+    #[test]
+    fn version_2_is_exposed_by_a_weight_a_header_or_a_cookie() {
+        let nginx = IngressNginx::default();
+        assert!(!nginx.exposes(&live(canary("0", 0))));
+        assert!(nginx.exposes(&live(canary("0.01", 1))));
+        assert!(nginx.exposes(&live(for_testers(json!({"header": {"name": "X-Canary"}})))));
+        assert!(nginx.exposes(&live(for_testers(json!({"cookie": "canary"})))));
+    }
+
+    #[test]
+    fn a_header_that_is_asked_for_no_more_goes_in_one_write() {
+        let patch = IngressNginx::default().correction(
+            &live(for_testers(json!({"header": {"name": "X-Canary", "value": "yes"}}))),
+            &for_testers(json!({"cookie": "canary"})),
+        );
+        let expected = json!({"metadata": {"annotations": {
+            "nginx.ingress.kubernetes.io/canary-by-cookie": "canary",
+            "nginx.ingress.kubernetes.io/canary-by-header": null,
+            "nginx.ingress.kubernetes.io/canary-by-header-value": null,
+        }}});
+        assert_eq!(patch, Some(expected));
     }
 
     #[test]

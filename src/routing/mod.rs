@@ -4,7 +4,10 @@ mod ingress_nginx;
 
 pub use ingress_nginx::IngressNginx;
 
-use crate::{api::Weight, render::Owner};
+use crate::{
+    api::{Traffic, Weight},
+    render::Owner,
+};
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
 use serde_json::Value;
 
@@ -17,10 +20,21 @@ pub struct Split {
     pub step: u32,
 }
 
-/// Turns a split into objects of one kind of controller, and reads it back from them.
+/// Everything that a canary Ingress is to express.
+#[derive(Clone, Copy, Debug)]
+pub struct Route<'a> {
+    /// Between which Services.
+    pub services: Services<'a>,
+    /// In which proportion.
+    pub split: Split,
+    /// For whom whatever the proportion is.
+    pub traffic: Option<&'a Traffic>,
+}
+
+/// Turns a route into objects of one kind of controller, and reads it back from them.
 pub trait Routing: Send + Sync {
-    /// The canary Ingress for one of version 1's, leading the same requests to `canary_service` by `split`.
-    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, services: Services<'_>, split: Split) -> Value;
+    /// The canary Ingress for one of version 1's, leading the same requests to version 2's Service as `route` says.
+    fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, route: Route<'_>) -> Value;
 
     /// A merge patch that makes `live` equal to `wanted` in everything that steers traffic; nothing where it does already.
     fn correction(&self, live: &Ingress, wanted: &Value) -> Option<Value>;
@@ -30,6 +44,9 @@ pub trait Routing: Send + Sync {
 
     /// The split that a live canary Ingress expresses, as its controller reads it.
     fn split(&self, live: &Ingress) -> Split;
+
+    /// Whether a live canary Ingress leads anybody to version 2: by weight, header or cookie.
+    fn exposes(&self, live: &Ingress) -> bool;
 }
 
 /// The two Services of a release.
