@@ -17,5 +17,5 @@ mod tests;
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
-pub use preflight::{Finding, Ground, preflight};
+pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions};
 pub use schedule::{Schedule, schedule};

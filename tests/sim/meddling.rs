@@ -363,21 +363,14 @@ fn a_release_made_anew_under_its_old_name_starts_from_the_beginning() {
 fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_waiting() {
     use canary_operator::{
         render::Owner,
-        routing::{IngressNginx, Routing, Services, Split},
+        routing::{IngressNginx, Route, Routing, Split},
     };
     use k8s_openapi::api::networking::v1::Ingress;
     struct Panics(IngressNginx);
     impl Routing for Panics {
-        fn canary(
-            &self,
-            stable: &Ingress,
-            name: &str,
-            owner: &Owner,
-            services: Services<'_>,
-            split: Split,
-        ) -> serde_json::Value {
+        fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, route: Route<'_>) -> serde_json::Value {
             assert_ne!(owner.name, "bad", "a bug");
-            self.0.canary(stable, name, owner, services, split)
+            self.0.canary(stable, name, owner, route)
         }
         fn correction(&self, live: &Ingress, wanted: &serde_json::Value) -> Option<serde_json::Value> {
             self.0.correction(live, wanted)
@@ -387,6 +380,18 @@ fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_wa
         }
         fn split(&self, live: &Ingress) -> Split {
             self.0.split(live)
+        }
+        fn exposes(&self, live: &Ingress) -> bool {
+            self.0.exposes(live)
+        }
+        fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str> {
+            self.0.misread_canary(ingress)
+        }
+        fn unserved(&self, ingress: &Ingress, controller: Option<&str>) -> Option<String> {
+            self.0.unserved(ingress, controller)
+        }
+        fn cautions(&self, stable: &Ingress, service: &str) -> Vec<String> {
+            self.0.cautions(stable, service)
         }
     }
     let change = |mut settings: canary_operator::controller::Settings| {
