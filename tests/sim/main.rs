@@ -8,6 +8,7 @@ mod lab;
 mod meddling;
 mod properties;
 mod scenario;
+mod starting;
 mod sweep;
 
 use canary_operator::rehearse::server::intercept::Record;
