@@ -165,6 +165,10 @@ pub struct Rollout {
     /// Whether any request may have gone to version 2, so that its pods must outlive the canary Ingresses.
     #[serde(default)]
     pub exposed: bool,
+    /// What somebody should know although it did not keep the release from starting, as found then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), inner(length(max = 500)))]
+    pub warnings: Vec<String>,
     /// The weights reached so far, and when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
