@@ -13,9 +13,11 @@ mod schedule;
 mod stepping;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Ground, preflight};
 pub use schedule::{Schedule, schedule};
+pub use windows::{Gate, check_windows, gate};

@@ -2,7 +2,10 @@
 //!
 //! Evaluated without an API server, so that types and lengths (the schema's own part) are left to the tests on a real one.
 
-use crate::{api::CanaryRelease, release::schedule};
+use crate::{
+    api::CanaryRelease,
+    release::{check_windows, schedule},
+};
 use kube::{CustomResourceExt, core::cel::Validator};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -118,6 +121,7 @@ fn accepted(object: &Value) {
     let decoded: CanaryRelease =
         serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
     schedule(&decoded.spec).unwrap_or_else(|error| panic!("{object}: {error}"));
+    check_windows(&decoded.spec).unwrap_or_else(|error| panic!("{object}: {error}"));
 }
 
 #[track_caller]
@@ -407,7 +411,7 @@ fn a_freeze_ends_after_it_begins() {
 }
 
 #[test]
-fn windows_and_freezes_are_bounded_for_the_api_server() {
+fn windows_and_freezes_are_bounded_for_the_api_server_and_for_the_operator() {
     let spec = &SCHEMA["properties"]["spec"]["properties"];
     let (windows, freezes) = (&spec["windows"], &spec["freezes"]);
     assert_eq!((&windows["minItems"], &windows["maxItems"]), (&json!(1), &json!(20)));
@@ -416,6 +420,14 @@ fn windows_and_freezes_are_bounded_for_the_api_server() {
     let date = json!({"from": "2026-12-23", "to": "2026-12-24"});
     accepted(&many("windows", json!({}), 20));
     accepted(&many("freezes", date.clone(), 50));
+    for more in [
+        many("windows", json!({}), 21),
+        many("windows", json!({}), 0),
+        many("freezes", date, 51),
+    ] {
+        let decoded: CanaryRelease = serde_json::from_value(more).unwrap();
+        check_windows(&decoded.spec).unwrap_err();
+    }
 }
 
 #[test]

@@ -9,4 +9,5 @@ mod preparing;
 mod promotion;
 mod steps;
 mod tell;
+mod windows;
 mod world;
