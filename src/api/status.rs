@@ -144,6 +144,9 @@ pub struct Rollout {
     /// The most pods that version 1 had: so many carry all requests. An autoscaler takes pods away as requests leave.
     #[serde(default)]
     pub capacity: i32,
+    /// Whether an autoscaler sets version 1's number of pods: it took away what the requests left that went to the canary.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autoscaled: bool,
     /// Why the stable Deployment's pods are replaced while they serve, where all requests were to go to the canary before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unshifted: Option<String>,

@@ -23,3 +23,4 @@ pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions};
 pub use schedule::{Schedule, schedule};
+pub use windows::{Gate, check_windows, gate};

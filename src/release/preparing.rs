@@ -27,6 +27,9 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         Ok(schedule) => schedule,
         Err(message) => return stalled(draft, &[Finding::new("InvalidSpec", message)]),
     };
+    if let Err(message) = super::check_windows(spec) {
+        return stalled(draft, &[Finding::new("InvalidSpec", message)]);
+    }
     let Fit { ground, warnings } = match preflight(draft.seen, draft.routing) {
         Ok(fit) => fit,
         Err(findings) => return stalled(draft, &findings),
@@ -70,6 +73,12 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         drained_since: None,
         stable_since: None,
         capacity: stable.replicas,
+        autoscaled: draft
+            .seen
+            .survey
+            .iter()
+            .flat_map(|survey| &survey.autoscalers)
+            .any(|a| a.deployment == stable.name),
         unshifted: None,
         promoted_revision: None,
         kept_until: None,

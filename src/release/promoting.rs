@@ -181,7 +181,11 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
-    let patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
+    let mut patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
+    if rollout.autoscaled && stable.replicas < rollout.capacity {
+        // All requests come back at once: the autoscaler would add the pods for them only after they are missed.
+        patch["spec"]["replicas"] = json!(rollout.capacity);
+    }
     let op = Op::StrategicMerge {
         version: stable.version.clone(),
         patch,

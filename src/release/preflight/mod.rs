@@ -6,7 +6,7 @@ mod surroundings;
 mod target;
 
 use crate::{
-    api::Stage,
+    api::{Rollout, Stage},
     observe::Observed,
     render::Owner,
     routing::{Route, Routing, Services, Split},
@@ -170,10 +170,23 @@ fn watched(seen: &Observed, routing: &dyn Routing) -> Result<Ground, Vec<Finding
             );
             findings.push(Finding::new("TargetUnready", message));
         }
-        findings.extend(routes::foreign_canaries(seen, routing, &ground));
+        let routes: Vec<_> = ground.ingresses.iter().chain(&ground.shared).collect();
+        findings.extend(routes::foreign_canaries(seen, routing, &service, &routes));
         findings.extend(routes::references(seen, &canary_service(seen, &ground)));
     }
     if findings.is_empty() { Ok(ground) } else { Err(findings) }
+}
+
+/// What came in the way of a release that is under way: somebody else's canary on its routes, or a route of somebody else's
+/// to version 2's Service.
+pub(super) fn intrusion(seen: &Observed, routing: &dyn Routing, rollout: &Rollout) -> Option<Finding> {
+    let routes = seen
+        .ingresses
+        .iter()
+        .filter(|i| rollout.ingresses.contains(&i.name_any()));
+    let foreign = routes::foreign_canaries(seen, routing, &rollout.service, &routes.collect::<Vec<_>>());
+    let references = routes::references(seen, &rollout.canary.service);
+    foreign.into_iter().chain(references).next()
 }
 
 /// Another release of the same Deployment that was there first.

@@ -1,13 +1,13 @@
 //! Other Ingresses that would make the canary ineffective, or be made ineffective by it.
 
-use super::{Finding, Ground, own};
+use super::{Finding, own};
 use crate::{
     observe::Observed,
     routing::{Routing, backends, leads_to, paths},
 };
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::ResourceExt;
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// What a route takes: requests of a host and a path, as ingress-nginx compares them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +62,13 @@ fn claims<'a>(ingress: &'a Ingress, service: Option<&'a str>) -> impl Iterator<I
 
 /// Canaries of somebody else on a route that this release splits: the controller uses only the oldest. And Ingresses that
 /// are meant as canaries but are none to the controller: they are routes of their own, of which the oldest wins.
-pub(super) fn foreign_canaries(seen: &Observed, routing: &dyn Routing, ground: &Ground) -> Vec<Finding> {
-    let service = ground.service.name_any();
-    let routes: Vec<_> = ground.ingresses.iter().chain(&ground.shared).collect();
-    let split: Vec<_> = routes
-        .iter()
-        .flat_map(|stable| claims(stable, Some(&service)))
-        .collect();
+pub(super) fn foreign_canaries(
+    seen: &Observed,
+    routing: &dyn Routing,
+    service: &str,
+    routes: &[&Arc<Ingress>],
+) -> Vec<Finding> {
+    let split: Vec<_> = routes.iter().flat_map(|stable| claims(stable, Some(service))).collect();
     let foreign = seen
         .ingresses
         .iter()
