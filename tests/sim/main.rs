@@ -15,14 +15,24 @@ use canary_operator::rehearse::server::intercept::Record;
 use faults::Kill;
 use scenario::{Run, Scenario, play};
 
-/// Every scenario that is swept.
-const SCENARIOS: [Scenario; 6] = [
-    Scenario::Good,
-    Scenario::Fractions,
-    Scenario::CrashLoop,
-    Scenario::CrashMidway,
-    Scenario::Deleted,
-    Scenario::Superseded,
+/// Every scenario that is swept, and every how many writes the operator dies unless `SWEEP=all`.
+const SCENARIOS: [(Scenario, usize); 16] = [
+    (Scenario::Good, 1),
+    (Scenario::Fractions, 3),
+    (Scenario::CrashLoop, 1),
+    (Scenario::CrashMidway, 1),
+    (Scenario::Deleted, 1),
+    (Scenario::Superseded, 1),
+    (Scenario::Testers, 1),
+    (Scenario::Approval, 1),
+    (Scenario::AwaitStable, 1),
+    (Scenario::NeverShift, 1),
+    (Scenario::Quota, 1),
+    (Scenario::NeverRollsOut, 1),
+    (Scenario::Aborted, 1),
+    (Scenario::PromotedEarly, 1),
+    (Scenario::Retried, 1),
+    (Scenario::Kept, 1),
 ];
 
 fn check(run: &Run) {
@@ -99,29 +109,40 @@ fn another_version_midway_waits_until_version_1_has_all_traffic_back() {
 /// Reliability S4–S7, S9 and S10 after each write, with the operator dead before or after any one of them.
 #[test]
 fn the_operator_may_die_before_and_after_every_single_write() {
-    let (mut runs, mut fired) = (0, 0);
-    for scenario in SCENARIOS {
-        let calm = play(scenario, 1, None);
-        check(&calm);
+    let only = std::env::var("SCENARIO").unwrap_or_default();
+    let swept = SCENARIOS.iter().filter(|(s, _)| format!("{s:?}").contains(&only));
+    let mut jobs = Vec::new();
+    let calm: Vec<_> = swept
+        .map(|(scenario, stride)| (play(*scenario, 1, None), *stride))
+        .collect();
+    for (calm, stride) in &calm {
+        check(calm);
         let writes = calm.records.iter().filter(|record| is_operators_write(record)).count();
-        assert!(writes >= 10, "{scenario:?} makes {writes} writes");
-        for number in 1..=writes {
-            for kill in [Kill::Before(number), Kill::After(number)] {
-                let run = play(scenario, 1, Some(kill));
-                check(&run);
-                runs += 1;
-                fired += usize::from(run.killed);
-                assert_eq!(
-                    (run.outcome(), run.stable_image()),
-                    (calm.outcome(), calm.stable_image()),
-                    "{scenario:?} {kill:?}\n{}",
-                    run.trace()
-                );
-            }
-        }
+        assert!(writes >= 10, "{:?} makes {writes} writes", calm.scenario);
+        let places = (1..=writes).step_by(if sweep::is_whole() { 1 } else { *stride });
+        println!("{:?}: {} of {writes} writes", calm.scenario, places.clone().count());
+        jobs.extend(places.flat_map(|at| [(calm, Kill::Before(at)), (calm, Kill::After(at))]));
     }
-    println!("{runs} releases with a killed operator, {fired} kills");
-    assert_eq!(runs, fired, "a fault that never fires proves nothing");
+    let found = sweep::on_threads(&jobs, |(calm, kill)| {
+        let run = play(calm.scenario, 1, Some(*kill));
+        let mut broken = properties::broken(&run);
+        if !run.killed {
+            broken.push("a fault that never fires proves nothing".to_owned());
+        }
+        let end = |run: &Run| (run.outcome(), run.stable_image(), run.history(), run.commands());
+        if end(&run) != end(calm) {
+            broken.push(format!(
+                "ends as {:?} instead of {:?}: {}",
+                end(&run),
+                end(calm),
+                run.message()
+            ));
+        }
+        let name = |line: String| format!("{:?} {kill:?}: {line}", calm.scenario);
+        broken.into_iter().map(name).collect()
+    });
+    println!("{} releases with a killed operator", jobs.len());
+    assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
 }
 
 #[test]
