@@ -122,8 +122,10 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         own.name == rollout.canary.deployment
             && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
     };
-    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
-    {
+    // What was kept to look at is what failed: its pods wait out their back-off, and somebody may have changed them.
+    let kept = draft.status.rollout.as_ref().is_some_and(|r| r.kept_until.is_some());
+    let stale = |own: &Workload| kept || own.deleting || !mine(own);
+    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(stale) {
         let mut since = None;
         draft.drain(&mut since, false, false, "an earlier release left this");
         draft.say(
