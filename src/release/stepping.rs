@@ -51,7 +51,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     resume(draft, &mut rollout);
     let why = format!("step {}: {}", rollout.step, share(draft, weight));
-    if draft.steer(&rollout, split, &why) {
+    let written_now = draft.steer(&rollout, split, &why);
+    if written_now {
         steered(draft, &mut rollout, &schedule, weight);
     }
     let testers = draft.seen.release.spec.traffic.as_ref();
@@ -60,7 +61,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule.step(rollout.step).and_then(|step| step.hold);
     let left = draft.until(written, draft.settle + hold.unwrap_or_default().get());
-    if !left.is_zero() && !rollout.skip_steps {
+    // What this round writes cannot be written again by what follows: that is for the next.
+    if !left.is_zero() && (written_now || !rollout.skip_steps) {
         return stay(draft, rollout, &schedule, left);
     }
     if let Some(barrier) = barrier(draft, &rollout, &schedule, draft.now) {
