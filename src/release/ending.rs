@@ -342,10 +342,11 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
         }
     }
     if let Some(mut returning) = rollout.clone()
-        && returning.stage == Stage::RollingBack
+        && returning.stage != Stage::Ended
         && !draft.until(asked, DELETION_DEADLINE).is_zero()
     {
-        let detail = returning.detail.clone().unwrap_or_default();
+        let deleted = || "the CanaryRelease is being deleted".to_owned();
+        let detail = returning.detail.clone().unwrap_or_else(deleted);
         if let Some(flow) = await_version_1(draft, &mut returning, &detail) {
             let patience = draft.until(asked, DELETION_DEADLINE);
             draft.look_again(patience);
