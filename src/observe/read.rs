@@ -157,6 +157,17 @@ fn needs_merge(seen: &Observed) -> bool {
                     .as_ref()
                     .is_some_and(|stable| stable.revision() != rollout.stable_revision)
         }
+        // Somebody changed the stable Deployment again: whether it still is version 2.
+        Some(rollout) if rollout.stage == Stage::Finishing => {
+            let promoted = rollout.promoted_revision.as_ref();
+            let promoted = promoted.or(release.status.as_ref().and_then(|s| s.revision.as_ref()));
+            rollout.intent == intent(&release.spec)
+                && seen
+                    .stable
+                    .as_ref()
+                    .map(Workload::revision)
+                    .is_some_and(|revision| revision != rollout.stable_revision && promoted != Some(&revision))
+        }
         Some(rollout) => {
             rollout.stage == Stage::Preparing
                 && !seen

@@ -31,7 +31,8 @@ pub(super) fn committed(draft: &Draft<'_>, rollout: &Rollout) -> bool {
 
 /// Moves all traffic to the canary, where it can carry it, then has the stable Deployment run version 2.
 pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    if committed(draft, &rollout) || carried_by_somebody(draft, &mut rollout) {
+    let awaits = draft.seen.release.spec.promotion.mode == PromotionMode::AwaitStable;
+    if committed(draft, &rollout) || (awaits && carried_by_somebody(draft, &mut rollout)) {
         (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
         draft.status.rollout = Some(rollout);
         return Flow::Again;
@@ -40,7 +41,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return flow;
     }
     let schedule = schedule::schedule(&draft.seen.release.spec).ok();
-    let steps = schedule.as_ref().map_or(0, super::Schedule::len);
+    let steps = schedule.map_or(0, |schedule| schedule.len());
     draft.status.step = Some(format!("{steps}/{steps}"));
     let shifts = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never && rollout.unshifted.is_none();
     let split = if shifts {
@@ -49,9 +50,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             step: steps + 1,
         }
     } else {
-        // Steps that were skipped are not walked now: the weight stays where it is.
+        // Steps that were skipped are not walked now, nor another schedule: the weight stays where it is.
         Split {
-            weight: schedule.map_or(Weight::ZERO, |schedule| schedule.weight(rollout.step)),
+            weight: rollout.reached.last().map_or(Weight::ZERO, |reached| reached.weight),
             step: rollout.step,
         }
     };
@@ -68,6 +69,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return flow;
     }
     resume(draft, &mut rollout);
+    if !shifts && draft.own_ingresses().next().is_some() && draft.steer(&rollout, split, "spec.traffic changed") {
+        draft.note(Level::Normal, "TrafficChanged", "spec.traffic changed");
+    }
     if let Some(barrier) = paused(draft, "promotion") {
         let weight = draft.live_weight();
         draft.say(
@@ -222,9 +226,6 @@ fn replacing(draft: &Draft<'_>, rollout: &Rollout) -> String {
 
 /// Whether somebody else gave the stable Deployment a template on which version 2's overlay changes nothing.
 fn carried_by_somebody(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
-    if draft.seen.release.spec.promotion.mode != PromotionMode::AwaitStable {
-        return false;
-    }
     let (Some(stable), Some(Ok(merged))) = (&draft.seen.stable, &draft.seen.merged) else {
         return false;
     };
@@ -258,7 +259,8 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let message = ending::stable_changed(draft);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", message);
     };
-    if !committed(draft, &rollout) {
+    // A restart, say, leaves it version 2: no reason to call that a rollback.
+    if !committed(draft, &rollout) && !carried_by_somebody(draft, &mut rollout) {
         let (reason, message) = undone(draft, &rollout, stable);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }
@@ -332,7 +334,12 @@ fn keep_traffic(draft: &mut Draft<'_>, rollout: &mut Rollout) {
     };
     let since = rollout.weight_since.as_ref();
     let settled = since.is_none_or(|since| draft.until(since.0, draft.settle).is_zero());
-    if rollout.unshifted.is_some() || draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Never || !settled
+    // Where somebody else replaced the stable Deployment before all requests were shifted, the canary lacks the pods for it.
+    let shifted = rollout.reached.last().is_some_and(|last| last.weight == Weight::FULL);
+    if rollout.unshifted.is_some()
+        || draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Never
+        || !shifted
+        || !settled
     {
         return;
     }
