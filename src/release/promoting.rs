@@ -185,6 +185,23 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
+    let recorded = draft
+        .seen
+        .release
+        .status
+        .as_ref()
+        .and_then(|status| status.rollout.as_ref());
+    if recorded.is_none_or(|recorded| recorded.stage != Stage::Promoting) {
+        // Were the operator to die between this write and the status, it would take the write for somebody else's.
+        draft.say(
+            Phase::Promoting,
+            "ReplacingStable",
+            format!("Deployment {} is next", stable.name),
+        );
+        draft.look_again(Duration::ZERO);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
     let mut patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
     if rollout.autoscaled && stable.replicas < rollout.capacity {
         // All requests come back at once: the autoscaler would add the pods for them only after they are missed.

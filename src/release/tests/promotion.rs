@@ -116,7 +116,14 @@ fn a_quota_that_refuses_pods_for_everything_is_taken_for_an_answer() {
 #[test]
 fn version_1_is_replaced_while_it_serves_where_traffic_is_never_shifted() {
     let never = json!({"promotion": {"shiftTraffic": "Never"}});
-    insta::assert_snapshot!(world().spec(never).at_last_step().later(66).round().story);
+    let entered = world().spec(never).at_last_step().later(66).round();
+    let died = entered.clone().dies_after(1).rounds(1);
+    assert_eq!(
+        died.rollout().stage,
+        Stage::Finishing,
+        "its own write is no change by somebody else"
+    );
+    insta::assert_snapshot!(entered.round().story);
 }
 
 #[test]
@@ -364,4 +371,13 @@ fn testers_and_another_schedule_while_a_stable_deployment_is_awaited_that_serves
         ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-by-cookie"],
         json!("canary")
     );
+}
+
+#[test]
+fn pods_for_everything_that_are_refused_are_no_failure_either_where_the_operator_died_after_asking_for_them() {
+    let asked = world().at_last_step().later(66).dies_after(1).quota_exceeded();
+    assert_eq!(asked.rollout().stage, Stage::Stepping);
+    let world = asked.rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Promoting);
+    assert!(world.rollout().unshifted.is_some());
 }
