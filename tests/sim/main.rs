@@ -117,6 +117,13 @@ fn the_operator_may_die_before_and_after_every_single_write() {
         .collect();
     for (calm, stride) in &calm {
         check(calm);
+        let (outcome, image) = calm.scenario.end();
+        assert_eq!(
+            (calm.outcome().as_deref(), &*calm.stable_image()),
+            (outcome, image),
+            "{}",
+            calm.message()
+        );
         let writes = calm.records.iter().filter(|record| is_operators_write(record)).count();
         assert!(writes >= 10, "{:?} makes {writes} writes", calm.scenario);
         let places = (1..=writes).step_by(if sweep::is_whole() { 1 } else { *stride });

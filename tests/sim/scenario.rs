@@ -157,6 +157,17 @@ impl Scenario {
         }
     }
 
+    /// How it ends, and with what in the stable Deployment.
+    pub fn end(self) -> (Option<&'static str>, &'static str) {
+        match self {
+            Self::Deleted => (None, "shop:v1"),
+            Self::CrashLoop | Self::CrashMidway | Self::NeverRollsOut | Self::Kept => (Some("RolledBack"), "shop:v1"),
+            Self::Aborted => (Some("Aborted"), "shop:v1"),
+            Self::Superseded => (Some("Promoted"), "shop:v3"),
+            _ => (Some("Promoted"), "shop:v2"),
+        }
+    }
+
     /// Whether the stable Deployment's pods are replaced while they serve, so that requests may be slow.
     pub fn is_replaced_while_it_serves(self) -> bool {
         matches!(self, Self::NeverShift | Self::Quota)
