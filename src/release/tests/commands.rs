@@ -193,7 +193,9 @@ fn a_pause_during_the_shift_keeps_version_1() {
 fn a_retry_starts_with_pods_of_its_own_rather_than_with_those_that_were_kept_because_they_failed() {
     let ended = world().spec(json!({"rollback": {"keepFor": "1h"}})).rolled_back();
     assert_eq!(ended.owned(), ["Deployment shop-v2"]);
-    let removed = ended.command("retry", "").rounds(1);
+    let retried = ended.command("retry", "").rounds(1);
+    assert_eq!(retried.phase(), Phase::Pending, "the API server is asked first");
+    let removed = retried.rounds(1);
     assert_eq!(removed.owned(), [""; 0]);
     let world = removed.rounds(1);
     assert_eq!(world.owned(), ["Deployment shop-v2", "Service shop-v2"]);
@@ -206,7 +208,7 @@ fn another_version_after_a_retry_does_not_claim_its_command() {
     let again = world()
         .rolled_back()
         .command("retry", "")
-        .rounds(2)
+        .rounds(3)
         .canary_crashes(None)
         .rounds(1);
     let ended = again.canary_recovers().rounds(1);
