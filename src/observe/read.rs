@@ -147,8 +147,10 @@ fn needs_merge(seen: &Observed) -> bool {
     let release = &seen.release;
     let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
     let making = match rollout {
-        None => true,
-        Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
+        None => !release.spec.paused,
+        Some(rollout) if rollout.stage == Stage::Ended => {
+            !release.spec.paused && rollout.intent != intent(&release.spec)
+        }
         // GitOps: whether what somebody else gave the stable Deployment is version 2.
         Some(rollout) if rollout.stage == Stage::Promoting => {
             release.spec.promotion.mode == PromotionMode::AwaitStable
