@@ -221,6 +221,17 @@ pub fn broken(run: &Run) -> Vec<String> {
     if !run.scenario.fails_requests() && !failed.is_empty() {
         broken.push(format!("requests failed: {failed:?}"));
     }
+    let stalled =
+        |v: &&Arc<Version>| v.key == Key::release(NAMESPACE, "shop") && text(&v.object, "/status/phase") == "Stalled";
+    if run.scenario == Scenario::Retried
+        && let Some(version) = run.log.iter().find(stalled)
+    {
+        broken.push(format!(
+            "stalled at {}: {}",
+            version.at,
+            text(&version.object, "/status/message")
+        ));
+    }
     broken.extend(idle_writes(run));
     if run.scenario == Scenario::Testers && run.canary_answers > 0 && run.tester_answers == 0 {
         broken.push("no tester ever reached version 2".to_owned());
