@@ -4,6 +4,7 @@ mod beginning;
 mod commands;
 mod deletion;
 mod ending;
+mod examples;
 mod invariants;
 mod preflight;
 mod preparing;
