@@ -524,12 +524,15 @@ impl<'a> Draft<'a> {
         );
         let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let warnings = rollout.map(|r| r.warnings.as_slice()).unwrap_or_default();
+        let unasked = phase == Phase::Paused && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let (why, told) = match warnings {
+            _ if unasked => ("NotChecked", String::new()),
             _ if blocked => (reason, message.clone()),
             [] => ("Fits", String::new()),
             some => ("FitsWithWarnings", some.join("; ")),
         };
-        self.tell(types::PREFLIGHT_PASSED, !blocked, why, told);
+        let passed = if unasked { Truth::Unknown } else { (!blocked).into() };
+        self.tell(types::PREFLIGHT_PASSED, passed, why, told);
         let paused = phase == Phase::Paused;
         self.tell(
             types::PAUSED,
@@ -538,7 +541,8 @@ impl<'a> Draft<'a> {
             if paused { message.clone() } else { String::new() },
         );
         if let Some(rollout) = rollout {
-            if matches!(rollout.stage, Stage::Stepping | Stage::Promoting) {
+            let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
+            if led && rollout.drained_since.is_none() {
                 let (live, why, told) = weight_live(rollout, self.settle, self.now);
                 self.tell(types::WEIGHT_LIVE, live, why, told);
                 let (verified, why, told) = split_verified(rollout);
@@ -555,11 +559,9 @@ impl<'a> Draft<'a> {
             if rollout.stage != Stage::Ended {
                 self.tell(types::CANARY_AVAILABLE, available, why, String::new());
             }
-            if !matches!(
-                rollout.stage,
-                Stage::Preparing | Stage::Stepping | Stage::Promoting | Stage::Finishing
-            ) {
+            if rollout.drained_since.is_some() || matches!(rollout.stage, Stage::RollingBack | Stage::Ended) {
                 self.tell(types::WEIGHT_LIVE, false, "Removed", String::new());
+                self.tell(types::TRAFFIC_SPLIT_VERIFIED, Truth::Unknown, "Removed", String::new());
             }
             let ended = rollout.stage == Stage::Ended;
             let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());

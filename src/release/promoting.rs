@@ -371,7 +371,9 @@ fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
     let message =
         format!("Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}");
     let kept = draft.canary(&rollout).and_then(|canary| canary.kept_template.as_ref());
-    let Some(kept) = kept.filter(|_| rollout.promoted_revision.is_none()) else {
+    // Where somebody else keeps the stable Deployment, it is theirs to take back.
+    let ours = draft.seen.release.spec.promotion.mode == PromotionMode::UpdateStable;
+    let Some(kept) = kept.filter(|_| ours) else {
         let message = format!(
             "{message}; the canary goes on carrying its requests: see kubectl rollout status deployment/{name}"
         );
