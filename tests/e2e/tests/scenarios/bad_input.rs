@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
-    exercise::{Exercise, release_of_v3},
+    app::App,
+    exercise::release_of_v3,
     namespace::Namespace,
     release::{LABEL, Moment, Release},
     scene::{Outcome, play},
@@ -183,7 +184,7 @@ const TO_GO_ON: Duration = Duration::from_secs(60);
 fn an_unknown_target_stalls_and_its_coming_mends_it() -> Outcome {
     play("unknown-target", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         let release = Release::apply(namespace, &release_of_v3(&[(30, "10m")]))?;
         stalls(namespace, &release, &["challenge-app", "Deployment"])?;
         exercise.deploy(namespace)?;
@@ -195,12 +196,12 @@ fn an_unknown_target_stalls_and_its_coming_mends_it() -> Outcome {
 fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
     play("two-services", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         exercise.deploy(namespace)?;
-        let (mut service, mut ingress) = (exercise.service.clone(), exercise.ingress.clone());
+        let (mut service, mut ingress) = (exercise.service.clone(), exercise.ingresses[0].clone());
         service["metadata"]["name"] = "second-service".into();
         ingress["metadata"]["name"] = "second-ingress".into();
-        ingress["spec"]["rules"][0]["host"] = format!("second.{}", exercise.host()).into();
+        ingress["spec"]["rules"][0]["host"] = format!("second.{}", scene.host()).into();
         ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"] = "second-service".into();
         namespace.apply(&[service, ingress])?;
 
@@ -221,12 +222,12 @@ fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
 fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
     play("no-ingress", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         exercise.deploy(namespace)?;
         namespace.ask(&["delete", "ingress", "challenge-app-ingress"])?;
         let release = Release::apply(namespace, &release_of_v3(&[(30, "10m")]))?;
         stalls(namespace, &release, &["app-service", "Ingress"])?;
-        namespace.apply(std::slice::from_ref(&exercise.ingress))?;
+        namespace.apply(std::slice::from_ref(&exercise.ingresses[0]))?;
         goes_on(&release)
     })
 }

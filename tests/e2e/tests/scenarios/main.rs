@@ -5,5 +5,8 @@ mod bad_input;
 mod common;
 mod deletion;
 mod operator_killed;
+mod protect_production;
 mod ramp;
 mod seventy_thirty;
+mod shapes;
+mod testers;

@@ -1,0 +1,120 @@
+//! ApacheBench: many requests as fast as they are answered, and how many of them had the feature.
+//!
+//! The feature asked for is a page that version 1 does not have. So what version 1 answers is 404, which `ab` counts,
+//! and which its log of every answer's head tells from any other failure.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{cluster::Cluster, load::Request, process::attempt};
+
+/// Connections that `ab` keeps busy. A few suffice for both cores; many would only make the others wait.
+const CONNECTIONS: u32 = 4;
+
+/// What `ab` counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Answers.
+    pub total: u32,
+    /// Those with the page.
+    pub with_page: u32,
+}
+
+/// Sends `count` requests and counts those that got the page. An error where one got no answer at all.
+pub fn ab(cluster: &Cluster, request: &Request, count: u32) -> Result<Counted> {
+    let (connections, count_shown) = (CONNECTIONS.to_string(), count.to_string());
+    // -l: answers differ in length, which is no failure here. -v 2: every answer's head.
+    let options = [
+        "-q",
+        "-l",
+        "-k",
+        "-v",
+        "2",
+        "-s",
+        "15",
+        "-c",
+        &connections,
+        "-n",
+        &count_shown,
+    ];
+    let mut command = cluster.beside("ab", &options);
+    for line in request.header_lines() {
+        command.args(["-H", &line]);
+    }
+    command.arg(request.url(cluster));
+    let ended = attempt(&mut command, "").context("ab cannot be run: install the package apache2-utils")?;
+    ensure!(ended.success, "ab ended early: {}", ended.stderr);
+    let counted = read(&ended.stdout)?;
+    ensure!(
+        counted.total == count,
+        "ab sent {} requests instead of {count}",
+        counted.total
+    );
+    Ok(counted)
+}
+
+fn read(log: &str) -> Result<Counted> {
+    let number = |title: &str| {
+        let line = log.lines().find_map(|line| line.strip_prefix(title));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok())
+    };
+    let (Some(total), Some(failed)) = (number("Complete requests:"), number("Failed requests:")) else {
+        bail!("this is not what ab reports: {log}");
+    };
+    ensure!(failed == 0, "{failed} of {total} requests got no answer");
+    let with_status = |status: &str| log.lines().filter(|line| line.starts_with(status)).count() as u32;
+    let (with_page, without_page) = (with_status("HTTP/1.1 200 "), with_status("HTTP/1.1 404 "));
+    ensure!(
+        with_page + without_page == total,
+        "of {total} answers {with_page} were 200 and {without_page} 404, and the rest neither"
+    );
+    // The line is there only where there was one.
+    let other_than_2xx = number("Non-2xx responses:").unwrap_or_default();
+    ensure!(
+        other_than_2xx == without_page,
+        "ab counted {other_than_2xx} answers other than 2xx, and its log has {without_page}"
+    );
+    Ok(Counted { total, with_page })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(statuses: &[(&str, usize)], failed: u32) -> String {
+        let head = |status: &str| format!("LOG: header received:\nHTTP/1.1 {status}\r\nX-Version: v1\r\n\r\n");
+        let heads: String = statuses
+            .iter()
+            .map(|(status, count)| head(status).repeat(*count))
+            .collect();
+        let total: usize = statuses.iter().map(|(_, count)| count).sum();
+        let bad: usize = statuses
+            .iter()
+            .filter(|(status, _)| !status.starts_with('2'))
+            .map(|(_, count)| count)
+            .sum();
+        let bad = if bad > 0 {
+            format!("Non-2xx responses:      {bad}\n")
+        } else {
+            String::new()
+        };
+        format!(
+            "{heads}..done\n\nComplete requests:      {total}\nFailed requests:        {failed}\n{bad}Keep-Alive requests:    {total}\n"
+        )
+    }
+
+    #[test]
+    fn answers_with_and_without_the_page_are_counted() {
+        let counted = |statuses: &[(&str, usize)]| read(&log(statuses, 0)).unwrap();
+        let some = counted(&[("200 OK", 10), ("404 Not Found", 990)]);
+        assert_eq!((some.total, some.with_page), (1_000, 10));
+        assert_eq!(counted(&[("200 OK", 7)]).with_page, 7);
+    }
+
+    #[test]
+    fn any_other_answer_and_none_at_all_are_errors() {
+        let error = |statuses: &[(&str, usize)], failed| read(&log(statuses, failed)).unwrap_err().to_string();
+        assert!(error(&[("200 OK", 1), ("502 Bad Gateway", 1)], 0).contains("the rest neither"));
+        assert!(error(&[("200 OK", 4)], 2).starts_with("2 of 4 requests got no answer"));
+        assert!(read("apr_socket_connect(): refused").is_err());
+    }
+}
