@@ -5,10 +5,17 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cluster::Cluster, load::Request, process::attempt};
+use crate::{
+    cluster::Cluster,
+    load::{Request, burst},
+    process::attempt,
+};
 
 /// Connections that `ab` keeps busy. A few suffice for both cores; many would only make the others wait.
 const CONNECTIONS: u32 = 4;
+
+/// More requests than this, which take a second, wait for their turn.
+const MOST_BESIDE_OTHERS: u32 = 2_000;
 
 /// What `ab` counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +48,7 @@ pub fn ab(cluster: &Cluster, request: &Request, count: u32) -> Result<Counted> {
         command.args(["-H", &line]);
     }
     command.arg(request.url(cluster));
+    let _alone = (count > MOST_BESIDE_OTHERS).then(burst);
     let ended = attempt(&mut command, "").context("ab cannot be run: install the package apache2-utils")?;
     ensure!(ended.success, "ab ended early: {}", ended.stderr);
     let counted = read(&ended.stdout)?;

@@ -23,6 +23,13 @@ use crate::{
 /// connection attempt to a pod that is gone.
 pub const SLOW: Duration = Duration::from_secs(1);
 
+/// The right to send many requests at once. Where two did so at the same time, the scenarios beside them, which measure
+/// how long requests take, would measure the machine.
+pub fn burst() -> MutexGuard<'static, ()> {
+    static BURST: Mutex<()> = Mutex::new(());
+    BURST.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Query that tells apart the requests that take turns.
 const TURN: &str = "?turn=";
 

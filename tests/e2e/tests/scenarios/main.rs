@@ -4,7 +4,9 @@
 mod bad_input;
 mod common;
 mod deletion;
+mod life_cycle;
 mod operator_killed;
+mod pinned;
 mod protect_production;
 mod ramp;
 mod seventy_thirty;
