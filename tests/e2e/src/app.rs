@@ -112,7 +112,7 @@ impl App {
     }
 
     /// With a readiness probe, which the exercise lacks: without one a pod is ready before it listens, and on a busy
-    /// machine nginx answers 502 for it for seconds.
+    /// machine nginx answers 502 for it for seconds. A busy machine does not make a pod unready again.
     #[must_use]
     pub fn with_readiness_probe(mut self) -> Self {
         self.container()["readinessProbe"] = json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
