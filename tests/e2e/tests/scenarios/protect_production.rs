@@ -13,10 +13,11 @@ use canary_e2e::{
     release::Release,
     scene::{Outcome, Scene, play},
     stats::{FALSE_ALARM, binomial_bounds},
+    watch::Seen,
 };
 use serde_json::json;
 
-use crate::common::{nothing_of_the_canary_left, splits, watch_ingresses, weights};
+use crate::common::{nothing_of_the_canary_left, splits, watch_ingresses};
 
 const REPLICAS: u32 = 4;
 /// Requests, of which one in ten thousand reaches version 2: between 2 and 35 of them, and neither none nor one in a
@@ -124,16 +125,31 @@ fn message_reaches_testers_then_one_request_in_ten_thousand_then_everyone_beside
         let answers = load.stop()?;
         Tally::of(&answers).all_well("while message and credit were released")?;
 
-        let weights = weights(&ingresses)?;
-        for weight in ["0.01", "1", "30"] {
-            ensure!(
-                // 0.01 % is 1 of 10,000, in the annotation's own words.
-                weights.iter().any(|w| w == weight) || weight == "0.01",
-                "the canary Ingress carried {weights:?}"
-            );
-        }
+        let mut annotated = annotated_weights(&ingresses.finish()?);
+        annotated.dedup();
+        let expected = ["0 of 100", "1 of 10000", "1 of 100", "30 of 100", "100 of 100"];
+        ensure!(
+            annotated == expected,
+            "the Ingress message-canary carried {annotated:?}"
+        );
         Ok(())
     })
+}
+
+/// What the canary Ingress of `message` said, change by change.
+fn annotated_weights(seen: &[Seen]) -> Vec<String> {
+    let said = |seen: &Seen, name: &str| {
+        let key = format!("nginx.ingress.kubernetes.io/{name}");
+        seen.annotation(&key).map(str::to_owned)
+    };
+    let of_message = seen.iter().filter(|seen| seen.name() == "message-canary" && !seen.gone);
+    of_message
+        .map(|seen| {
+            let total = said(seen, "canary-weight-total");
+            let weight = said(seen, "canary-weight").unwrap_or_default();
+            format!("{weight} of {}", total.as_deref().unwrap_or("100"))
+        })
+        .collect()
 }
 
 /// Each of the app's pods, and no other, answers.
