@@ -35,6 +35,13 @@ impl Duration {
         }))
     }
 
+    /// A measured length to the millisecond, at most a year.
+    #[must_use]
+    pub fn of(length: time::Duration) -> Self {
+        let millis = u64::try_from(length.as_millis().min(Self::LONGEST_MILLIS)).unwrap_or(u64::MAX);
+        Self(time::Duration::from_millis(millis))
+    }
+
     /// The same length for arithmetic.
     #[must_use]
     pub const fn get(self) -> time::Duration {

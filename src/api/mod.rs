@@ -13,8 +13,8 @@ pub use spec::{
     Canary, CanaryRelease, CanaryReleaseSpec, Promotion, PromotionMode, Ramp, Rollback, ShiftTraffic, Step, Target,
 };
 pub use status::{
-    CanaryObjects, CanaryPods, CanaryReleaseStatus, HistoryEntry, Outcome, Phase, Reached, Rollout, Stage, conditions,
-    set_condition,
+    CanaryObjects, CanaryPods, CanaryReleaseStatus, Commanded, HistoryEntry, Outcome, Phase, Reached, Rollout, Stage,
+    conditions, set_condition,
 };
 pub use traffic::{Header, Traffic};
 pub use weight::{Weight, WeightError};
@@ -35,3 +35,10 @@ pub const LABEL_REVISION: &str = "canary-operator.dev/revision";
 /// Annotation on a canary Ingress: number of the step whose weight it carries. Written together with the weight,
 /// so that an operator that died before recording the step finds out where traffic stands.
 pub const ANNOTATION_STEP: &str = "canary-operator.dev/step";
+
+/// Annotation by which a person commands a running release; see [`crate::release`]'s commands. The operator removes it.
+pub const ANNOTATION_COMMAND: &str = "canary-operator.dev/command";
+
+/// Annotation on the canary's Deployment: version 1's pod template, kept for as long as the stable Deployment may fail to
+/// roll out version 2.
+pub const ANNOTATION_STABLE_TEMPLATE: &str = "canary-operator.dev/stable-template";

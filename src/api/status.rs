@@ -3,7 +3,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Weight;
+use super::{Duration, Weight};
 
 /// What the operator saw and did. Written only by the operator.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -42,6 +42,9 @@ pub struct CanaryReleaseStatus {
     /// Where the release stands; what the operator needs to go on after a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// The command that was carried out (or refused) and whose annotation is about to be removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// The last ten releases, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
@@ -61,6 +64,8 @@ pub enum Phase {
     Progressing,
     /// Something keeps the schedule from going on; the message says what.
     Holding,
+    /// Waits for a person: for an approval, or for `spec.paused` to be false.
+    Paused,
     /// Version 2 takes version 1's place.
     Promoting,
     /// Version 2 has taken version 1's place.
@@ -81,6 +86,9 @@ pub struct CanaryPods {
     pub ready: i32,
     /// Pods that are wanted.
     pub desired: i32,
+    /// The most pods that the canary will have beside version 1's.
+    #[serde(default)]
+    pub peak: i32,
     /// Why a pod does not run, such as `CrashLoopBackOff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -109,6 +117,22 @@ pub struct Rollout {
     /// When the weight in force was written; the step's hold counts from here plus the settle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_since: Option<MicroTime>,
+    /// Since when something interrupts the step, such as pods that are not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted_since: Option<MicroTime>,
+    /// How long this step was interrupted before that. All its interruptions together may take the progress deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted_for: Option<Duration>,
+    /// Number of the step whose going on was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<u32>,
+    /// Whether the rest of the schedule is skipped, by command.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_steps: bool,
+    /// The commands that were carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub commands: Vec<Commanded>,
     /// When the last canary Ingress was deleted; version 2's pods outlive it by the settle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_since: Option<MicroTime>,
@@ -117,6 +141,18 @@ pub struct Rollout {
     pub deployment: String,
     /// Hash of version 1's pod template when the release started.
     pub stable_revision: String,
+    /// The most pods that version 1 had: so many carry all requests. An autoscaler takes pods away as requests leave.
+    #[serde(default)]
+    pub capacity: i32,
+    /// Why the stable Deployment's pods are replaced while they serve, where all requests were to go to the canary before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unshifted: Option<String>,
+    /// Hash of the stable Deployment's pod template once it carries version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_revision: Option<String>,
+    /// Until when version 2's Deployment is kept after it was rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<Time>,
     /// Names of the stable Service and Ingresses, as found when the release started.
     pub service: String,
     /// See `service`.
@@ -152,6 +188,19 @@ pub struct CanaryObjects {
     pub deployment: String,
     /// Version 2's Service.
     pub service: String,
+    /// Hash of version 2's pod template as stored, so that somebody else's change of it is noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+}
+
+/// A command that was carried out.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Commanded {
+    /// As written in the annotation.
+    pub command: String,
+    /// When.
+    pub at: Time,
 }
 
 /// What is being done. Where exactly a stage stands is read off the live objects, not remembered.
@@ -178,7 +227,7 @@ pub enum Outcome {
     Promoted,
     /// Version 2 was found wanting.
     RolledBack,
-    /// The `CanaryRelease` was deleted.
+    /// Somebody ended it: by command, or by deleting the `CanaryRelease`.
     Aborted,
     /// Another version was asked for.
     Superseded,
@@ -220,6 +269,10 @@ pub struct HistoryEntry {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub reached: Vec<Reached>,
+    /// The commands that were carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub commands: Vec<Commanded>,
 }
 
 /// Types of the conditions.
@@ -234,6 +287,10 @@ pub mod conditions {
     pub const PREFLIGHT_PASSED: &str = "PreflightPassed";
     /// Version 2's pods are ready.
     pub const CANARY_AVAILABLE: &str = "CanaryAvailable";
+    /// Every controller has had the time to learn of the weight in force.
+    pub const WEIGHT_LIVE: &str = "WeightLive";
+    /// A person is waited for: for an approval, or for `spec.paused` to be false.
+    pub const PAUSED: &str = "Paused";
     /// Version 2 has taken version 1's place.
     pub const PROMOTED: &str = "Promoted";
     /// Version 2 was taken back; sticky until the spec asks for another version.

@@ -155,9 +155,9 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
         Ok(release) => {
             let namespace = release.namespace().unwrap_or_default();
             let release = context.memory.newest(&namespace, release);
-            if at_rest(&release) {
+            if let Some(again) = at_rest(&release, context.settings.clock.now()) {
                 context.views.leave(&namespace, &release.name_any());
-                return Ok(Action::requeue(round::IDLE));
+                return Ok(Action::requeue(again));
             }
             round::round(release, context).await
         }

@@ -2,7 +2,7 @@
 
 use super::{Context, RoundError, report};
 use crate::{
-    api::{CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
+    api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
     cluster::{Applied, CallError, bounded, object_ref, perform, publish},
     observe::{View, observe},
     release::{Decision, Kind, Op, Write, at_rest, decide},
@@ -12,7 +12,7 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams, PostParams},
     runtime::controller::Action,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 /// An idle look-in, in case an event was lost; costs no request.
@@ -50,6 +50,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if decision.release_finalizer && latest.finalizers().iter().any(|f| f == FINALIZER) {
         latest = release_finalizer(context, &latest).await?;
     }
+    if decision.answered {
+        latest = remove_command(context, &latest).await?;
+    }
     settings.metrics.observe(&namespace, &name, &decision);
     for note in &decision.notes {
         tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
@@ -65,7 +68,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
             tracing::warn!(namespace, name, %error, "event not recorded");
         }
     }
-    if !decision.watching || at_rest(&latest) {
+    if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
@@ -150,10 +153,27 @@ async fn write_status(
 }
 
 async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {
+    let kept: Vec<_> = latest.finalizers().iter().filter(|f| *f != FINALIZER).collect();
+    patch_metadata(context, latest, json!({"metadata": {"finalizers": kept}})).await
+}
+
+/// The command is in the status: carried out or refused.
+async fn remove_command(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {
+    let patch = json!({"metadata": {"annotations": {ANNOTATION_COMMAND: null}}});
+    patch_metadata(context, latest, patch).await
+}
+
+/// Changes the metadata of exactly the version that was decided on.
+async fn patch_metadata(
+    context: &Context,
+    latest: &CanaryRelease,
+    mut patch: Value,
+) -> Result<Arc<CanaryRelease>, CallError> {
     let namespace = latest.namespace().unwrap_or_default();
     let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
-    let kept: Vec<_> = latest.finalizers().iter().filter(|f| *f != FINALIZER).collect();
-    let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": latest.resource_version()}});
+    if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".to_owned(), json!(latest.resource_version()));
+    }
     let written = match bounded(api.patch(&latest.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await {
         Ok(written) => written,
         Err(CallError::Kube(kube::Error::Api(status))) if status.is_not_found() => latest.clone(),
@@ -174,12 +194,13 @@ fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
     if under_way(release) {
         return Vec::new();
     }
+    let now = context.settings.clock.now();
     let age = |release: &CanaryRelease| (release.creation_timestamp(), release.name_any());
     let rival = |other: &CanaryRelease| {
         other.namespace() == release.namespace()
             && other.uid() != release.uid()
             && other.target() == release.target()
-            && (under_way(other) || (!at_rest(other) && age(other) < age(release)))
+            && (under_way(other) || (at_rest(other, now).is_none() && age(other) < age(release)))
     };
     let all = context.releases.state();
     let mut names: Vec<_> = all

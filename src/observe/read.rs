@@ -2,7 +2,7 @@
 
 use super::{Observed, Workload, endpoints, failure, last_line, views::View};
 use crate::{
-    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, Stage},
+    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Stage},
     cluster::{CallError, bounded},
     release::intent,
     render::{owned_by, promotion_patch},
@@ -116,13 +116,21 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
     }
 }
 
-/// Whether this round makes version 2's Deployment, for which the API server has to do the merge.
+/// Whether this round makes version 2's Deployment, or asks whether the stable one became it: the API server does the merge.
 fn needs_merge(seen: &Observed) -> bool {
     let release = &seen.release;
     let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
     let making = match rollout {
         None => true,
         Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
+        // GitOps: whether what somebody else gave the stable Deployment is version 2.
+        Some(rollout) if rollout.stage == Stage::Promoting => {
+            release.spec.promotion.mode == PromotionMode::AwaitStable
+                && seen
+                    .stable
+                    .as_ref()
+                    .is_some_and(|stable| stable.revision() != rollout.stable_revision)
+        }
         Some(rollout) => {
             rollout.stage == Stage::Preparing
                 && !seen

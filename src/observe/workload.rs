@@ -1,5 +1,6 @@
 //! A Deployment as the decisions need it; the pod template stays JSON, so that fields newer than this build survive.
 
+use crate::api::ANNOTATION_STABLE_TEMPLATE;
 use k8s_openapi::{api::apps::v1::DeploymentStatus, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Deserialize;
@@ -26,6 +27,8 @@ pub struct Workload {
     pub selector: LabelSelector,
     /// `spec.template`, untouched.
     pub template: Value,
+    /// A pod template kept in an annotation; see [`ANNOTATION_STABLE_TEMPLATE`].
+    pub kept_template: Option<Value>,
     /// `spec.strategy.type`, `RollingUpdate` where unset.
     pub strategy: String,
     /// `spec.paused`.
@@ -79,6 +82,10 @@ impl Workload {
             replicas: data.spec.replicas.unwrap_or(1),
             selector: data.spec.selector,
             template: data.spec.template,
+            kept_template: object
+                .annotations()
+                .get(ANNOTATION_STABLE_TEMPLATE)
+                .and_then(|text| serde_json::from_str(text).ok()),
             strategy: data
                 .spec
                 .strategy

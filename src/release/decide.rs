@@ -1,9 +1,9 @@
 //! Where a release stands, and what follows.
 
 use super::{
-    Decision,
-    draft::{Draft, Flow},
-    ending, hash, preparing, promoting, stepping,
+    Decision, command,
+    draft::{Draft, Flow, IDLE},
+    ending, hash, preparing, promoting, stepping, waiting,
 };
 use crate::{
     api::{CanaryRelease, FINALIZER, Outcome, Stage},
@@ -18,6 +18,9 @@ use std::time::Duration;
 #[must_use]
 pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Timestamp) -> Decision {
     let mut draft = Draft::new(seen, routing, settle, now);
+    if seen.release.metadata.deletion_timestamp.is_none() {
+        command::obey(&mut draft);
+    }
     // Every stage leads onward, so that a handful of turns is enough; the bound makes it total.
     for _ in 0..8 {
         if let Flow::Wait = turn(&mut draft) {
@@ -27,17 +30,30 @@ pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Tim
     draft.finish()
 }
 
-/// Whether a release has nothing to do and nothing to guard, as far as the object itself tells.
-/// Such a release costs no request and no watch.
+/// Whether a release has nothing to do and nothing to guard, as far as the object itself tells, and when to look again
+/// at the latest. Such a release costs no request and no watch.
 #[must_use]
-pub fn at_rest(release: &CanaryRelease) -> bool {
-    let status = release.status.as_ref();
-    let ended = status
-        .and_then(|s| s.rollout.as_ref())
-        .is_some_and(|r| r.stage == Stage::Ended && r.intent == hash::intent(&release.spec));
+pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Duration> {
     let guarded = release.finalizers().iter().any(|f| f == FINALIZER);
     let deleting = release.metadata.deletion_timestamp.is_some();
-    !guarded && (deleting || (ended && status.and_then(|s| s.observed_generation) == release.metadata.generation))
+    if guarded {
+        return None;
+    }
+    if deleting {
+        return Some(IDLE);
+    }
+    let status = release.status.as_ref()?;
+    let rollout = status.rollout.as_ref()?;
+    let ended = rollout.stage == Stage::Ended && rollout.intent == hash::intent(&release.spec);
+    let answered = command::commanded(release).is_none() && status.command.is_none();
+    if !ended || !answered || status.observed_generation != release.metadata.generation {
+        return None;
+    }
+    let Some(until) = &rollout.kept_until else {
+        return Some(IDLE);
+    };
+    let left = Duration::try_from(until.0.duration_since(now)).unwrap_or_default();
+    (!left.is_zero()).then(|| left.min(IDLE))
 }
 
 fn turn(draft: &mut Draft<'_>) -> Flow {
@@ -47,19 +63,18 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
     }
     let intent = hash::intent(&draft.seen.release.spec);
     let Some(rollout) = draft.status.rollout.clone() else {
-        return preparing::begin(draft, intent);
+        return start(draft, intent);
     };
     if rollout.stage == Stage::Ended {
         if rollout.intent != intent {
-            return preparing::begin(draft, intent);
+            return start(draft, intent);
         }
         draft.decision.release_finalizer = true;
-        draft.decision.at_rest = true;
-        return Flow::Wait;
+        return ending::ended(draft, rollout);
     }
     if rollout.intent != intent
         && matches!(rollout.stage, Stage::Preparing | Stage::Stepping | Stage::Promoting)
-        && !promoting::committed(draft)
+        && !promoting::committed(draft, &rollout)
     {
         return ending::turn_back(
             draft,
@@ -78,4 +93,14 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         Stage::RollingBack => ending::rolling_back(draft, rollout),
         Stage::Ended => Flow::Wait,
     }
+}
+
+/// A release starts unless it is paused.
+fn start(draft: &mut Draft<'_>, intent: String) -> Flow {
+    let Some(barrier) = waiting::paused(draft, "the release") else {
+        return preparing::begin(draft, intent);
+    };
+    draft.say(barrier.phase, barrier.reason, barrier.why);
+    draft.decision.release_finalizer = true;
+    Flow::Wait
 }

@@ -13,6 +13,8 @@ pub struct Decision {
     pub status: CanaryReleaseStatus,
     /// Whether nothing is left that the finalizer must guard: it is taken off after the status.
     pub release_finalizer: bool,
+    /// Whether the annotation with a command is taken off, after the status.
+    pub answered: bool,
     /// Told after the status.
     pub notes: Vec<Note>,
     /// When to look again if nothing happens before.

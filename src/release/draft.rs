@@ -1,9 +1,9 @@
 //! A decision in the making.
 
-use super::{Decision, Finding, Kind, Level, Note, Op, Write};
+use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, schedule};
 use crate::{
     api::{
-        CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, Stage, Weight,
+        CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
     observe::{Observed, Workload},
@@ -20,7 +20,7 @@ use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
 /// An idle look-in, in case an event was lost; costs no request.
-const IDLE: Duration = Duration::from_secs(300);
+pub(super) const IDLE: Duration = Duration::from_secs(300);
 
 /// Whether a stage has said all it can, or another stage goes on in the same round.
 pub(super) enum Flow {
@@ -28,11 +28,13 @@ pub(super) enum Flow {
     Again,
 }
 
-/// `07:04:05Z`: the date is in `nextAdvanceAt`.
-pub(super) fn clock(at: Timestamp) -> String {
+/// `07:04:05Z`, with the date where it is not near.
+pub(super) fn clock(at: Timestamp, now: Timestamp) -> String {
     // Rounded up, so that the time told is never before the time meant.
     let at = at + Duration::from_millis(999);
-    at.strftime("%H:%M:%SZ").to_string()
+    let near = at.duration_since(now).unsigned_abs() < Duration::from_secs(12 * 3600);
+    at.strftime(if near { "%H:%M:%SZ" } else { "%a %Y-%m-%d %H:%M:%SZ" })
+        .to_string()
 }
 
 /// What one stage function reads and fills.
@@ -55,6 +57,7 @@ pub(super) struct Parts {
     pub writes: Vec<Write>,
     pub notes: Vec<Note>,
     pub release_finalizer: bool,
+    pub answered: bool,
     pub again: Option<Duration>,
     pub at_rest: bool,
 }
@@ -125,13 +128,18 @@ impl<'a> Draft<'a> {
         self.own_ingresses().any(|ingress| self.routing.exposes(ingress))
     }
 
-    /// Whether the last round held the release for this reason.
-    pub fn held_for(&self, reason: &str) -> bool {
+    /// Whether this was the reason that the last round told.
+    pub fn said(&self, reason: &str) -> bool {
         let ready = self.seen.release.status.as_ref().and_then(|status| {
             let mut conditions = status.conditions.iter();
             conditions.find(|condition| condition.type_ == types::READY)
         });
-        self.status.phase == Some(Phase::Holding) && ready.is_some_and(|ready| ready.reason == reason)
+        ready.is_some_and(|ready| ready.reason == reason)
+    }
+
+    /// Whether the last round held the release for this reason.
+    pub fn held_for(&self, reason: &str) -> bool {
+        self.status.phase == Some(Phase::Holding) && self.said(reason)
     }
 
     /// `app:v1 -> app:v2`, for messages.
@@ -140,11 +148,27 @@ impl<'a> Draft<'a> {
         format!("{} -> {}", or(&self.status.stable_image), or(&self.status.canary_image))
     }
 
-    /// How many pods the canary has for a weight: fixed, or its share of version 1's.
-    pub fn pods(&self, weight: Weight) -> i32 {
-        let stable = self.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
+    /// How many pods the canary has for a weight: fixed, or its share of those that version 1 had for all requests.
+    pub fn pods(&self, rollout: &Rollout, weight: Weight) -> i32 {
         let fixed = self.seen.release.spec.canary.replicas;
-        fixed.unwrap_or_else(|| weight.pods_of(stable))
+        fixed.unwrap_or_else(|| weight.pods_of(self.capacity(rollout)))
+    }
+
+    /// The most pods that the canary will have.
+    pub fn peak(&self, rollout: &Rollout, schedule: &Schedule) -> i32 {
+        let stepping = self.pods(rollout, schedule.weight(schedule.len()));
+        let shifts = self.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never;
+        if shifts {
+            stepping.max(self.capacity(rollout))
+        } else {
+            stepping
+        }
+    }
+
+    /// How many pods carry all requests.
+    pub fn capacity(&self, rollout: &Rollout) -> i32 {
+        let stable = self.seen.stable.as_ref().map_or(1, |stable| stable.replicas);
+        rollout.capacity.max(stable).max(1)
     }
 
     // === What to do
@@ -213,6 +237,22 @@ impl<'a> Draft<'a> {
         usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
     }
 
+    /// Takes pods away that are not to be had, where no share of the traffic needs them.
+    pub fn shrink(&mut self, rollout: &Rollout, pods: i32, why: &str) {
+        let Some(canary) = self.canary(rollout).filter(|canary| canary.replicas > pods) else {
+            return;
+        };
+        // The same object may have been written in this round, before this was decided.
+        self.decision
+            .writes
+            .retain(|write| (write.kind, &write.name) != (Kind::Deployment, &canary.name));
+        let op = Op::Merge {
+            version: canary.version.clone(),
+            patch: json!({"spec": {"replicas": pods}}),
+        };
+        self.write(Kind::Deployment, &canary.name, op, why);
+    }
+
     /// Makes every canary Ingress express `split`; returns whether that took a write.
     pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
         let ops = self.steering(rollout, split);
@@ -263,9 +303,9 @@ impl<'a> Draft<'a> {
             .collect()
     }
 
-    /// Deletes everything of the canary in the order that loses no request: Ingresses, the settle time, then the pods.
-    /// Returns whether all is gone.
-    pub fn drain(&mut self, drained_since: &mut Option<MicroTime>, exposed: bool, why: &str) -> bool {
+    /// Deletes everything of the canary in the order that loses no request: Ingresses, the settle time, then the pods,
+    /// unless those are kept. Returns whether all is gone.
+    pub fn drain(&mut self, drained_since: &mut Option<MicroTime>, exposed: bool, keep: bool, why: &str) -> bool {
         let live: Vec<_> = self.own_ingresses().collect();
         if !live.is_empty() {
             for ingress in live.iter().filter(|i| i.metadata.deletion_timestamp.is_none()) {
@@ -295,17 +335,7 @@ impl<'a> Draft<'a> {
         }
         let uid = self.uid();
         let services: Vec<_> = self.seen.services.iter().filter(|s| owned_by(s.meta(), &uid)).collect();
-        for own in self.seen.own_deployments.iter().filter(|own| !own.deleting) {
-            self.write(
-                Kind::Deployment,
-                &own.name,
-                Op::Delete {
-                    uid: own.uid.clone(),
-                    version: None,
-                },
-                why,
-            );
-        }
+        let pods_gone = keep || self.remove_deployments(why);
         for own in services.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
             self.write(
                 Kind::Service,
@@ -317,7 +347,19 @@ impl<'a> Draft<'a> {
                 why,
             );
         }
-        services.is_empty() && self.seen.own_deployments.is_empty()
+        services.is_empty() && pods_gone
+    }
+
+    /// Deletes version 2's Deployment; returns whether it is gone.
+    pub fn remove_deployments(&mut self, why: &str) -> bool {
+        for own in self.seen.own_deployments.iter().filter(|own| !own.deleting) {
+            let op = Op::Delete {
+                uid: own.uid.clone(),
+                version: None,
+            };
+            self.write(Kind::Deployment, &own.name, op, why);
+        }
+        self.seen.own_deployments.is_empty()
     }
 
     // === Time
@@ -384,8 +426,9 @@ impl<'a> Draft<'a> {
             writes: parts.writes,
             status: self.status,
             release_finalizer: parts.release_finalizer,
+            answered: parts.answered,
             notes: parts.notes,
-            again: parts.again.unwrap_or(IDLE),
+            again: parts.again.map_or(IDLE, |again| again.min(IDLE)),
             watching: !parts.at_rest,
         }
     }
@@ -414,9 +457,12 @@ impl<'a> Draft<'a> {
                     .or(told)
                     .unwrap_or_default();
                 let ready = i32::try_from(self.ready(&rollout.canary.service)).unwrap_or(i32::MAX);
+                let schedule = schedule(&self.seen.release.spec);
+                let peak = schedule.map_or(canary.replicas, |schedule| self.peak(rollout, &schedule));
                 self.status.canary_pods = Some(CanaryPods {
                     ready,
                     desired: canary.replicas,
+                    peak: peak.max(canary.replicas),
                     reason,
                     log,
                 });
@@ -426,12 +472,24 @@ impl<'a> Draft<'a> {
         }
         let ended_at = rollout
             .as_ref()
-            .filter(|r| r.outcome == Some(Outcome::RolledBack))
+            .filter(|r| matches!(r.outcome, Some(Outcome::RolledBack | Outcome::Aborted)))
             .map(|_| "0".to_owned());
         self.status.weight = running
             .map(|_| self.steered.unwrap_or_else(|| self.live_weight()).to_string())
             .or(ended_at);
         self.set_conditions(rollout.as_ref());
+        if rollout.is_some_and(|rollout| rollout.stage == Stage::Ended) {
+            self.retire_canary();
+        }
+    }
+
+    /// What was ready until the release ended is gone; why it was not is still worth reading.
+    fn retire_canary(&mut self) {
+        let conditions = self.status.conditions.iter_mut();
+        for gone in conditions.filter(|c| c.type_ == types::CANARY_AVAILABLE && c.status == "True") {
+            (gone.status, gone.reason) = ("False".to_owned(), "Removed".to_owned());
+            gone.last_transition_time = Time(self.now);
+        }
     }
 
     fn set_conditions(&mut self, rollout: Option<&Rollout>) {
@@ -470,7 +528,18 @@ impl<'a> Draft<'a> {
             if blocked { reason } else { "Fits" },
             if blocked { message.clone() } else { String::new() },
         );
+        let paused = phase == Phase::Paused;
+        set(
+            types::PAUSED,
+            paused,
+            if paused { reason } else { "NotPaused" },
+            if paused { message.clone() } else { String::new() },
+        );
         if let Some(rollout) = rollout {
+            if matches!(rollout.stage, Stage::Stepping | Stage::Promoting) {
+                let (live, why) = weight_live(rollout, self.settle, self.now);
+                set(types::WEIGHT_LIVE, live, why, String::new());
+            }
             let why = self.seen.failure.as_ref().map_or(
                 if available {
                     "EndpointsReady"
@@ -481,6 +550,12 @@ impl<'a> Draft<'a> {
             );
             if rollout.stage != Stage::Ended {
                 set(types::CANARY_AVAILABLE, available, why, String::new());
+            }
+            if !matches!(
+                rollout.stage,
+                Stage::Preparing | Stage::Stepping | Stage::Promoting | Stage::Finishing
+            ) {
+                set(types::WEIGHT_LIVE, false, "Removed", String::new());
             }
             let ended = rollout.stage == Stage::Ended;
             let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());
@@ -497,5 +572,15 @@ impl<'a> Draft<'a> {
                 String::new(),
             );
         }
+    }
+}
+
+/// Whether every controller has had the time to learn of the weight in force, and why not.
+fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str) {
+    match &rollout.weight_since {
+        _ if rollout.interrupted_since.is_some() => (false, "Interrupted"),
+        Some(since) if since.0 + settle <= now => (true, "Settled"),
+        Some(_) => (false, "Settling"),
+        None => (false, "NotWritten"),
     }
 }

@@ -2,10 +2,13 @@
 
 use super::{
     Kind, Level,
-    draft::{Draft, Flow},
+    draft::{Draft, Flow, clock},
     promoting,
 };
-use crate::api::{HistoryEntry, Outcome, Phase, Rollout, Stage};
+use crate::{
+    api::{HistoryEntry, Outcome, Phase, Rollout, ShiftTraffic, Stage, Weight},
+    observe::Workload,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use std::time::Duration;
@@ -14,6 +17,11 @@ use std::time::Duration;
 const HISTORY: usize = 10;
 /// A deletion does not wait longer than this for objects to go: the garbage collector removes what is owned.
 const DELETION_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What is told while requests cannot return to version 1 yet.
+const AWAITING: [&str; 2] = [AWAITING_VERSION_1, STUCK];
+const AWAITING_VERSION_1: &str = "AwaitingVersion1";
+const STUCK: &str = "RollbackStuck";
 
 /// Whether version 2 fails, or version 1 is no longer what the release was measured against.
 pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<Flow> {
@@ -51,10 +59,11 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
             message,
         ));
     }
-    if let Some(why) = draft
-        .canary(rollout)
-        .and_then(super::super::observe::Workload::replica_failure)
-    {
+    // Pods that promotion asks for beyond those of the last step may be refused where it can do without them.
+    let spared =
+        rollout.stage == Stage::Promoting && draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Always;
+    let canary = draft.canary(rollout);
+    if let Some(why) = canary.and_then(Workload::replica_failure).filter(|_| !spared) {
         let message = format!("Deployment {} cannot make its pods: {why}", rollout.canary.deployment);
         return Some(turn_back(
             draft,
@@ -74,6 +83,21 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
             message,
         ));
     }
+    let changed = |canary: &Workload| {
+        rollout
+            .canary
+            .template
+            .as_ref()
+            .is_some_and(|known| *known != canary.revision())
+    };
+    if canary.is_some_and(changed) {
+        let message = format!(
+            "the pod template of Deployment {} was changed by somebody else, so that its pods are not what would be promoted: change spec.canary instead",
+            rollout.canary.deployment
+        );
+        let rollout = rollout.clone();
+        return Some(turn_back(draft, rollout, Outcome::RolledBack, "CanaryChanged", message));
+    }
     None
 }
 
@@ -85,6 +109,25 @@ pub(super) fn stable_changed(draft: &Draft<'_>) -> String {
             "the pod template of Deployment {name} was changed by somebody else, so what was measured against it no longer holds"
         ),
     }
+}
+
+/// Waits for something that takes its time, and turns back where that exceeds the progress deadline. `what` is what is
+/// told while it waits, `late` the clause about what did not happen.
+pub(super) fn wait_for_progress(
+    draft: &mut Draft<'_>,
+    rollout: Rollout,
+    what: (Phase, &'static str, String),
+    late: String,
+) -> Flow {
+    if draft.deadline(&rollout).is_zero() {
+        let deadline = draft.seen.release.spec.progress_deadline;
+        let message = format!("{late} within {deadline} (spec.progressDeadline)");
+        return turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
+    }
+    let (phase, reason, message) = what;
+    draft.say(phase, reason, message);
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
 }
 
 /// Decides that traffic returns to version 1, and begins with it in the same round.
@@ -112,9 +155,18 @@ pub(super) fn turn_back(
 /// Removes the canary: traffic first.
 pub(super) fn rolling_back(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let detail = rollout.detail.clone().unwrap_or_default();
+    if let Some(flow) = await_version_1(draft, &mut rollout, &detail) {
+        return flow;
+    }
     let outcome = rollout.outcome.unwrap_or(Outcome::RolledBack);
+    let keep = draft
+        .seen
+        .release
+        .spec
+        .rollback
+        .filter(|_| outcome == Outcome::RolledBack);
     let mut since = rollout.drained_since.take();
-    let gone = draft.drain(&mut since, rollout.exposed, &detail);
+    let gone = draft.drain(&mut since, rollout.exposed, keep.is_some(), &detail);
     rollout.drained_since = since;
     draft.say(
         Phase::RollingBack,
@@ -123,7 +175,72 @@ pub(super) fn rolling_back(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow 
     );
     if gone {
         let reason = rollout.reason.clone().unwrap_or_default();
+        let there = draft.canary(&rollout).is_some();
+        rollout.kept_until = keep.filter(|_| there).map(|keep| Time(draft.now + keep.keep_for.get()));
         return end(draft, rollout, outcome, reason, detail);
+    }
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
+}
+
+/// A sound canary that carries everything goes on with it until version 1's pods are all there again, and the controllers
+/// have had the time to learn of them.
+fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -> Option<Flow> {
+    let stable = draft.seen.stable.as_ref()?;
+    let sound = draft.seen.failure.is_none() && draft.ready(&rollout.canary.service) > 0;
+    let carries = sound && draft.live_weight() == Weight::FULL && rollout.drained_since.is_none();
+    let name = stable.name.clone();
+    if !carries {
+        return None;
+    }
+    if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
+        // Pods that were there all along are known already.
+        let awaited = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
+        let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
+        let left = draft.until(since, draft.settle);
+        if !awaited || left.is_zero() {
+            return None;
+        }
+        draft.look_again(left);
+        let at = clock(draft.now + left, draft.now);
+        let message = format!("Deployment {name} has rolled out; requests return to it at {at}: {detail}");
+        draft.say(Phase::RollingBack, "StableUpdated", message);
+        draft.status.rollout = Some(rollout.clone());
+        return Some(Flow::Wait);
+    }
+    rollout.stable_since = None;
+    let message = format!(
+        "requests return to Deployment {name} when it has rolled out; version 2 carries them until then: {detail}"
+    );
+    if draft.deadline(rollout).is_zero() {
+        let deadline = draft.seen.release.spec.progress_deadline;
+        let message = format!(
+            "Deployment {name} has not rolled out for {deadline} (spec.progressDeadline): see kubectl rollout status deployment/{name}; {message}"
+        );
+        draft.stall(&[super::Finding::new(STUCK, message)]);
+    } else {
+        draft.say(Phase::RollingBack, AWAITING_VERSION_1, message);
+    }
+    draft.status.rollout = Some(rollout.clone());
+    Some(Flow::Wait)
+}
+
+/// Nothing is left to do but, after a while, to remove a Deployment that was kept.
+pub(super) fn ended(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
+    let Some(until) = &rollout.kept_until else {
+        draft.decision.at_rest = true;
+        return Flow::Wait;
+    };
+    let left = draft.until(until.0, Duration::ZERO);
+    if !left.is_zero() {
+        draft.decision.at_rest = true;
+        draft.look_again(left);
+        return Flow::Wait;
+    }
+    let detail = rollout.detail.clone().unwrap_or_default();
+    draft.say(Phase::RolledBack, "RolledBack", format!("rolled back: {detail}"));
+    if draft.remove_deployments("spec.rollback.keepFor is over") {
+        rollout.kept_until = None;
     }
     draft.status.rollout = Some(rollout);
     Flow::Wait
@@ -150,9 +267,16 @@ pub(super) fn end(
         started_at: Time(rollout.started_at.0),
         ended_at: Time(draft.now),
         reached: rollout.reached.clone(),
+        commands: rollout.commands.clone(),
     };
     draft.status.history.insert(0, entry);
     draft.status.history.truncate(HISTORY);
+    let kept = rollout.kept_until.clone().map(|until| {
+        let until = clock(until.0, draft.now);
+        let name = &rollout.canary.deployment;
+        format!("; Deployment {name} is kept until {until} (spec.rollback.keepFor)")
+    });
+    let kept = kept.unwrap_or_default();
     draft.status.rollout = Some(rollout);
     match outcome {
         Outcome::Promoted => {
@@ -165,11 +289,15 @@ pub(super) fn end(
             draft.note(
                 Level::Warning,
                 "RolledBack",
-                format!("{message}; change spec.canary to try again"),
+                format!("{message}; change spec.canary to release another version, or retry"),
             );
-            draft.say(Phase::RolledBack, "RolledBack", message);
+            draft.say(Phase::RolledBack, "RolledBack", format!("{message}{kept}"));
         }
-        Outcome::Aborted | Outcome::Superseded => {
+        Outcome::Aborted => {
+            draft.note(Level::Normal, "Aborted", message.clone());
+            draft.say(Phase::RolledBack, "Aborted", message);
+        }
+        Outcome::Superseded => {
             draft.note(Level::Normal, "Superseded", message.clone());
             draft.say(Phase::Pending, "Superseded", message);
         }
@@ -203,7 +331,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     let mut rollout = draft.status.rollout.clone();
     if let Some(mut finishing) = rollout.clone()
         && matches!(finishing.stage, Stage::Promoting | Stage::Finishing)
-        && promoting::committed(draft)
+        && promoting::committed(draft, &finishing)
     {
         // Past the point of no return: version 1's pods are being replaced, and the canary carries what they cannot.
         let patience = draft.until(asked, DELETION_DEADLINE);
@@ -211,6 +339,17 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
             draft.look_again(patience);
             finishing.stage = Stage::Finishing;
             return promoting::finishing(draft, finishing);
+        }
+    }
+    if let Some(mut returning) = rollout.clone()
+        && returning.stage == Stage::RollingBack
+        && !draft.until(asked, DELETION_DEADLINE).is_zero()
+    {
+        let detail = returning.detail.clone().unwrap_or_default();
+        if let Some(flow) = await_version_1(draft, &mut returning, &detail) {
+            let patience = draft.until(asked, DELETION_DEADLINE);
+            draft.look_again(patience);
+            return flow;
         }
     }
     // Counted from when the way back began, not from when it was asked for: the operator may have been away, and its clock
@@ -223,7 +362,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();
     let exposed = rollout.as_ref().is_some_and(|r| r.exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
-    if ended || overdue || draft.drain(&mut since, exposed, "the CanaryRelease is being deleted") {
+    if ended || overdue || draft.drain(&mut since, exposed, false, "the CanaryRelease is being deleted") {
         if overdue {
             draft.note(
                 Level::Warning,

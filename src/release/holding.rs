@@ -6,7 +6,7 @@ use super::{
     ending,
 };
 use crate::{
-    api::{Outcome, Phase, Rollout},
+    api::{Duration, Outcome, Phase, Rollout},
     render::owned_by,
     routing::{Split, backends, leads_to},
 };
@@ -56,9 +56,9 @@ pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static 
     })
 }
 
-pub(super) fn hold(draft: &mut Draft<'_>, mut rollout: Rollout, reason: &'static str, message: String) -> Flow {
-    if draft.status.phase != Some(Phase::Holding) {
-        rollout.waiting_since = MicroTime(draft.now);
+/// Something without a deadline of its own holds the release.
+pub(super) fn hold(draft: &mut Draft<'_>, rollout: Rollout, reason: &'static str, message: String) -> Flow {
+    if !draft.held_for(reason) {
         draft.note(Level::Warning, reason, message.clone());
     }
     draft.say(Phase::Holding, reason, message);
@@ -66,32 +66,57 @@ pub(super) fn hold(draft: &mut Draft<'_>, mut rollout: Rollout, reason: &'static
     Flow::Wait
 }
 
+/// Something interrupts the step. All interruptions of a step together may take the progress deadline: pods that flap
+/// would otherwise begin their hold anew for ever.
 pub(super) fn hold_until_deadline(
     draft: &mut Draft<'_>,
     mut rollout: Rollout,
     (reason, why): (&'static str, String),
 ) -> Flow {
-    if draft.status.phase != Some(Phase::Holding) {
-        rollout.waiting_since = MicroTime(draft.now);
-    }
-    let left = draft.deadline(&rollout);
+    let since = rollout.interrupted_since.get_or_insert(MicroTime(draft.now)).0;
+    let deadline = draft.seen.release.spec.progress_deadline;
+    let before = rollout.interrupted_for.unwrap_or_default().get();
+    let left = draft.until(since, deadline.get().saturating_sub(before));
     if left.is_zero() {
-        let message = format!(
-            "{why}, for {} (spec.progressDeadline)",
-            draft.seen.release.spec.progress_deadline
-        );
+        let over = if before.is_zero() { "" } else { " altogether" };
+        let message = format!("{why}, for {deadline}{over} (spec.progressDeadline)");
         return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }
-    let message = format!("{why}; rollback at {} unless that mends", clock(draft.now + left));
-    let flow = hold(draft, rollout, reason, message);
     draft.look_again(left);
-    flow
+    let end = clock(draft.now + left, draft.now);
+    hold(
+        draft,
+        rollout,
+        reason,
+        format!("{why}; rollback at {end} unless that mends"),
+    )
+}
+
+/// What was interrupted starts over: a pod that is ready between two crashes is not ready.
+pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
+    let Some(since) = rollout.interrupted_since.take() else {
+        return;
+    };
+    let length = std::time::Duration::try_from(draft.now.duration_since(since.0)).unwrap_or_default();
+    let before = rollout.interrupted_for.unwrap_or_default().get();
+    rollout.interrupted_for = Some(Duration::of(before + length));
+    rollout.weight_since = Some(MicroTime(draft.now));
 }
 
 /// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a
 /// settle time, so that two controllers do not write in turns for ever. The release holds until it stays for a settle time.
 pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
     let mut rollout = rollout.clone();
+    // Whoever may change the spec may change what follows from it.
+    let asked = draft
+        .seen
+        .release
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
+    if asked != draft.seen.release.metadata.generation {
+        return None;
+    }
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
     let watching = draft.held_for(TAMPERED) && !rest.is_zero();
     let stray = draft.strays(&rollout, split);

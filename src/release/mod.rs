@@ -1,5 +1,6 @@
 //! The life of a release: preflight and the state machine. Pure: no clock, no I/O, no panic.
 
+mod command;
 mod decide;
 mod decision;
 mod draft;
@@ -13,7 +14,10 @@ mod schedule;
 mod stepping;
 #[cfg(test)]
 mod tests;
+mod waiting;
+mod windows;
 
+pub use command::{Command, CommandError, Verb, commanded};
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};

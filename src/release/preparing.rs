@@ -8,7 +8,7 @@ use super::{
     schedule,
 };
 use crate::{
-    api::{CanaryObjects, Outcome, Phase, Rollout, Stage, Weight},
+    api::{CanaryObjects, Commanded, Outcome, Phase, Rollout, Stage, Weight},
     observe::{Workload, image, pod_labels, revision},
     render::{self, owned_by},
 };
@@ -55,8 +55,17 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         started_at: now.clone(),
         waiting_since: now,
         weight_since: None,
+        interrupted_since: None,
+        interrupted_for: None,
+        approved: None,
+        skip_steps: false,
+        commands: retried(draft),
         drained_since: None,
         stable_since: None,
+        capacity: stable.replicas,
+        unshifted: None,
+        promoted_revision: None,
+        kept_until: None,
         deployment: stable.name.clone(),
         stable_revision: stable.revision(),
         service: ground.service.name_any(),
@@ -64,6 +73,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         canary: CanaryObjects {
             deployment: format!("{}{suffix}", stable.name),
             service: format!("{}{suffix}", ground.service.name_any()),
+            template: None,
         },
         exposed: false,
         reached: Vec::new(),
@@ -98,7 +108,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
     if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
     {
         let mut since = None;
-        draft.drain(&mut since, false, "an earlier release left this");
+        draft.drain(&mut since, false, false, "an earlier release left this");
         draft.say(
             Phase::Pending,
             "CleaningUp",
@@ -113,11 +123,13 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         return stalled(draft, &[finding]);
     }
     let images = draft.images();
+    let peak = draft.peak(&rollout, &schedule);
     draft.note(
         Level::Normal,
         "ReleaseStarted",
         format!(
-            "{images}: waiting for version 2's pods; {} up to {}% to follow",
+            "{images}: waiting for version 2's pods, up to {peak} beside version 1's {}; {} up to {}% to follow",
+            stable.replicas,
             counted(schedule.len(), "step"),
             schedule.weight(schedule.len())
         ),
@@ -146,6 +158,16 @@ fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
     Flow::Wait
 }
 
+/// The command to try again, which is of this release rather than of the one that ended.
+fn retried(draft: &Draft<'_>) -> Vec<Commanded> {
+    let ended = draft.status.rollout.as_ref();
+    let last = ended.and_then(|ended| ended.commands.last());
+    last.filter(|last| last.command.starts_with("retry/"))
+        .cloned()
+        .into_iter()
+        .collect()
+}
+
 /// `1 step`, `5 steps`.
 fn counted(number: u32, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
@@ -165,8 +187,12 @@ fn make(
     let template = merged.pointer("/spec/template").cloned().unwrap_or_default();
     let labels = render::escape(&pod_labels(&template), &ground.selectors, suffix)
         .map_err(|error| Finding::new("SelectorOverlap", error.to_string()))?;
-    let pods = draft.pods(first);
-    let deployment = render::deployment(merged, &rollout.canary.deployment, &owner, revision, &labels, pods);
+    let pods = draft.pods(rollout, first);
+    let mut deployment = render::deployment(merged, &rollout.canary.deployment, &owner, revision, &labels, pods);
+    render::keep_template(
+        &mut deployment,
+        draft.seen.stable.as_ref().map(|stable| &stable.template),
+    );
     let selector = deployment
         .pointer("/spec/selector/matchLabels")
         .and_then(Value::as_object);
@@ -223,25 +249,13 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
     let ready = draft.ready(&rollout.canary.service);
+    let name = rollout.canary.deployment.clone();
     if usize::try_from(wanted).is_ok_and(|wanted| ready < wanted) {
-        let deadline = draft.deadline(&rollout);
-        if deadline.is_zero() {
-            let message = format!(
-                "{ready} of {wanted} pods of Deployment {} were ready after {} (spec.progressDeadline)",
-                rollout.canary.deployment, draft.seen.release.spec.progress_deadline
-            );
-            return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
-        }
-        draft.say(
-            Phase::Pending,
-            "CanaryStarting",
-            format!(
-                "waiting for the pods of Deployment {} to be ready; no request goes there yet",
-                rollout.canary.deployment
-            ),
-        );
-        return Flow::Wait;
+        let waiting = format!("waiting for the pods of Deployment {name} to be ready; no request goes there yet");
+        let late = format!("only {ready} of {wanted} pods of Deployment {name} were ready");
+        return ending::wait_for_progress(draft, rollout, (Phase::Pending, "CanaryStarting", waiting), late);
     }
+    rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     rollout.stage = Stage::Stepping;
     rollout.waiting_since = MicroTime(draft.now);
     draft.status.rollout = Some(rollout);

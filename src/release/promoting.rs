@@ -4,32 +4,34 @@
 //! so the canary carries everything while the stable Deployment rolls (measured: 5–13 % of requests waited 5 s otherwise).
 
 use super::{
-    Kind, Level, Op,
+    Finding, Kind, Level, Op,
     draft::{Draft, Flow, clock},
     ending,
-    holding::{hold_until_deadline, tampered, unready},
+    holding::{hold_until_deadline, resume, tampered, unready},
     preflight::preflight,
     schedule,
+    waiting::paused,
 };
 use crate::{
-    api::{Outcome, Phase, Rollout, Stage, Weight},
-    render::promotion_patch,
+    api::{Outcome, Phase, PromotionMode, Rollout, ShiftTraffic, Stage, Weight},
+    observe::Workload,
+    render::{differences, promotion_patch},
     routing::Split,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use serde_json::json;
+use std::time::Duration;
 
-/// Whether the stable Deployment already has version 2's template: from then on there is no way back but forward.
-pub(super) fn committed(draft: &Draft<'_>) -> bool {
-    draft
-        .seen
-        .stable
-        .as_ref()
-        .is_some_and(|stable| Some(stable.revision()) == draft.status.revision)
+/// Whether the stable Deployment has version 2's template: from then on there is no way back but through a rollout.
+pub(super) fn committed(draft: &Draft<'_>, rollout: &Rollout) -> bool {
+    let promoted = rollout.promoted_revision.as_ref().or(draft.status.revision.as_ref());
+    let stable = draft.seen.stable.as_ref();
+    stable.is_some_and(|stable| Some(&stable.revision()) == promoted)
 }
 
-/// Moves all traffic to the canary, then gives the stable Deployment version 2's template.
+/// Moves all traffic to the canary, where it can carry it, then has the stable Deployment run version 2.
 pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    if committed(draft) {
+    if committed(draft, &rollout) || carried_by_somebody(draft, &mut rollout) {
         (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
         draft.status.rollout = Some(rollout);
         return Flow::Again;
@@ -37,67 +39,133 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = ending::found_wanting(draft, &rollout) {
         return flow;
     }
-    let steps = schedule::schedule(&draft.seen.release.spec).map_or(0, |schedule| schedule.len());
+    let schedule = schedule::schedule(&draft.seen.release.spec).ok();
+    let steps = schedule.as_ref().map_or(0, super::Schedule::len);
     draft.status.step = Some(format!("{steps}/{steps}"));
-    let need = draft.seen.stable.as_ref().map_or(1, |stable| stable.replicas.max(1));
-    let name = rollout.canary.deployment.clone();
-    if !draft.scale(&mut rollout, need, "all requests are next") {
-        let left = draft.deadline(&rollout);
-        if left.is_zero() {
-            let message = format!(
-                "Deployment {name} did not get the {need} ready pods that carry everything during promotion, within {} (spec.progressDeadline)",
-                draft.seen.release.spec.progress_deadline
-            );
-            return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
+    let shifts = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never && rollout.unshifted.is_none();
+    let split = if shifts {
+        Split {
+            weight: Weight::FULL,
+            step: steps + 1,
         }
-        draft.say(Phase::Promoting, "ScalingCanary", format!("waiting for {need} ready pods of Deployment {name}, which then carry all requests while version 1's are replaced"));
-        draft.status.rollout = Some(rollout);
-        return Flow::Wait;
+    } else {
+        // Steps that were skipped are not walked now: the weight stays where it is.
+        Split {
+            weight: schedule.map_or(Weight::ZERO, |schedule| schedule.weight(rollout.step)),
+            step: rollout.step,
+        }
+    };
+    if shifts && let Some(flow) = scale(draft, &mut rollout) {
+        return flow;
+    }
+    if !shifts {
+        rollout.weight_since.get_or_insert(MicroTime(draft.now));
     }
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
     }
-    let split = Split {
-        weight: Weight::FULL,
-        step: steps + 1,
-    };
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
-    if draft.steer(
-        &rollout,
-        split,
-        "version 2 carries everything while version 1's pods are replaced",
-    ) {
-        rollout.weight_since = Some(MicroTime(draft.now));
-        draft.reached(&mut rollout, Weight::FULL);
-        let images = draft.images();
-        draft.note(
-            Level::Normal,
-            "Promoting",
-            format!(
-                "{images}: every step passed; all requests go to version 2's canary while Deployment {} is replaced",
-                draft.seen.release.target()
-            ),
-        );
-    }
-    let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let left = draft.until(written, draft.settle);
-    if !left.is_zero() {
-        draft.look_again(left);
+    resume(draft, &mut rollout);
+    if let Some(barrier) = paused(draft, "promotion") {
+        let weight = draft.live_weight();
         draft.say(
-            Phase::Promoting,
-            "ShiftingTraffic",
-            format!(
-                "all requests go to version 2's canary; Deployment {} gets version 2 at {}",
-                draft.seen.release.target(),
-                clock(draft.now + left)
-            ),
+            barrier.phase,
+            barrier.reason,
+            format!("{weight}% of the requests go to version 2; {}", barrier.why),
         );
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }
-    replace_stable(draft, rollout)
+    if shifts && let Some(flow) = shift(draft, &mut rollout, split) {
+        return flow;
+    }
+    match draft.seen.release.spec.promotion.mode {
+        PromotionMode::UpdateStable => replace_stable(draft, rollout),
+        PromotionMode::AwaitStable => await_stable(draft, rollout, split.weight),
+    }
+}
+
+/// Pods that carry all requests. Where they cannot be had, the release goes back, or on without them.
+fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
+    let need = draft.capacity(rollout);
+    let name = rollout.canary.deployment.clone();
+    if draft.scale(rollout, need, "all requests are next") {
+        return None;
+    }
+    let late = format!("Deployment {name} did not get the {need} ready pods that carry everything during promotion");
+    let refused = draft.canary(rollout).and_then(Workload::replica_failure);
+    let auto = draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Auto;
+    // At 100 % already, there is nothing to fall back to; nor on pods that are not there for the share they have.
+    let live = draft.live_weight();
+    let enough =
+        usize::try_from(draft.pods(rollout, live)).is_ok_and(|pods| draft.ready(&rollout.canary.service) >= pods);
+    if auto && enough && live < Weight::FULL && (refused.is_some() || draft.deadline(rollout).is_zero()) {
+        let deadline = draft.seen.release.spec.progress_deadline;
+        let why = refused.unwrap_or_else(|| format!("not within {deadline} (spec.progressDeadline)"));
+        let message = format!(
+            "{late}: {why}; Deployment {} is replaced while it serves, and some requests may wait for seconds (spec.promotion.shiftTraffic: Auto)",
+            rollout.deployment
+        );
+        draft.note(Level::Warning, "TrafficNotShifted", message.clone());
+        rollout.unshifted = Some(message.clone());
+        let pods = draft.pods(rollout, live);
+        draft.shrink(rollout, pods, "these pods are not to be had");
+        draft.say(Phase::Promoting, "TrafficNotShifted", message);
+        draft.look_again(Duration::ZERO);
+        draft.status.rollout = Some(rollout.clone());
+        return Some(Flow::Wait);
+    }
+    let waiting = format!(
+        "waiting for {need} ready pods of Deployment {name}, which then carry all requests while version 1's are replaced"
+    );
+    let what = (Phase::Promoting, "ScalingCanary", waiting);
+    Some(ending::wait_for_progress(draft, rollout.clone(), what, late))
+}
+
+/// The weight of promotion, and the time that the controllers take to learn of it.
+fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<Flow> {
+    let stable = rollout.deployment.clone();
+    if draft.steer(
+        rollout,
+        split,
+        "version 2 carries everything while version 1's pods are replaced",
+    ) {
+        rollout.weight_since = Some(MicroTime(draft.now));
+        rollout.exposed = true;
+        draft.reached(rollout, split.weight);
+        let message = format!(
+            "{}; {}% of the requests go to version 2's canary while Deployment {stable} is replaced",
+            passed(draft, rollout),
+            split.weight
+        );
+        draft.note(Level::Normal, "Promoting", message);
+    }
+    let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
+    let left = draft.until(written, draft.settle);
+    if left.is_zero() {
+        return None;
+    }
+    draft.look_again(left);
+    let at = clock(draft.now + left, draft.now);
+    let message = format!(
+        "{}% of the requests go to version 2's canary; Deployment {stable} is next at {at}",
+        split.weight
+    );
+    draft.say(Phase::Promoting, "ShiftingTraffic", message);
+    draft.status.rollout = Some(rollout.clone());
+    Some(Flow::Wait)
+}
+
+/// `app:v1 -> app:v2: every step passed`.
+fn passed(draft: &Draft<'_>, rollout: &Rollout) -> String {
+    let how = if rollout.skip_steps {
+        "the rest of the steps is skipped by command"
+    } else {
+        "every step passed"
+    };
+    format!("{}: {how}", draft.images())
 }
 
 /// The one write to the user's Deployment: the same patch that was tried when the release started.
@@ -114,25 +182,68 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return Flow::Wait;
     };
     let patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
-    draft.write(
-        Kind::Deployment,
-        &stable.name,
-        Op::StrategicMerge {
-            version: stable.version.clone(),
-            patch,
-        },
-        "every step passed",
-    );
-    (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
-    draft.say(
-        Phase::Promoting,
-        "ReplacingStable",
-        format!(
-            "waiting for Deployment {} to roll out version 2; the canary carries all requests meanwhile",
+    let op = Op::StrategicMerge {
+        version: stable.version.clone(),
+        patch,
+    };
+    draft.write(Kind::Deployment, &stable.name, op, "every step passed");
+    if draft.live_weight() < Weight::FULL {
+        let message = format!(
+            "{}; Deployment {} is replaced while it serves",
+            passed(draft, &rollout),
             stable.name
-        ),
-    );
+        );
+        draft.note(Level::Normal, "Promoting", message);
+    }
+    (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
+    let message = replacing(draft, &rollout);
+    draft.say(Phase::Promoting, "ReplacingStable", message);
     draft.deadline(&rollout);
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
+}
+
+fn replacing(draft: &Draft<'_>, rollout: &Rollout) -> String {
+    let meanwhile = rollout.unshifted.clone().unwrap_or_else(|| match draft.live_weight() {
+        Weight::FULL => "the canary carries all requests meanwhile".to_owned(),
+        weight => format!(
+            "it serves while its pods are replaced, and the canary carries {weight}% (spec.promotion.shiftTraffic)"
+        ),
+    });
+    format!(
+        "waiting for Deployment {} to roll out version 2; {meanwhile}",
+        rollout.deployment
+    )
+}
+
+/// Whether somebody else gave the stable Deployment a template on which version 2's overlay changes nothing.
+fn carried_by_somebody(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
+    if draft.seen.release.spec.promotion.mode != PromotionMode::AwaitStable {
+        return false;
+    }
+    let (Some(stable), Some(Ok(merged))) = (&draft.seen.stable, &draft.seen.merged) else {
+        return false;
+    };
+    let carried = merged.pointer("/spec/template") == Some(&stable.template);
+    if carried {
+        rollout.promoted_revision = Some(stable.revision());
+    }
+    carried
+}
+
+/// GitOps: the canary carries on until the stable Deployment itself carries version 2.
+fn await_stable(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight) -> Flow {
+    let image = draft.status.canary_image.clone().unwrap_or_default();
+    let message = format!(
+        "{weight}% of the requests go to version 2's canary until Deployment {} itself carries version 2 ({image}): change it where it is kept (spec.promotion.mode: AwaitStable)",
+        rollout.deployment
+    );
+    if !draft.said("AwaitingStable") {
+        draft.note(Level::Normal, "AwaitingStable", message.clone());
+    }
+    // Waits for people: without a deadline.
+    rollout.interrupted_for = None;
+    draft.say(Phase::Promoting, "AwaitingStable", message);
     draft.status.rollout = Some(rollout);
     Flow::Wait
 }
@@ -140,51 +251,24 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
 /// Waits for the stable Deployment, then takes the canary away without losing a request.
 pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
-        return ending::turn_back(
-            draft,
-            rollout,
-            Outcome::RolledBack,
-            "StableChanged",
-            ending::stable_changed(draft),
-        );
-    };
-    if !committed(draft) {
-        // The watch may not have shown our own write yet: the old template is then still the one that was replaced.
         let message = ending::stable_changed(draft);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", message);
+    };
+    if !committed(draft, &rollout) {
+        let (reason, message) = undone(draft, &rollout, stable);
+        return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }
     let name = stable.name.clone();
     let drained = rollout.drained_since.is_some();
     let back = stable.rolled_out() && draft.ready(&rollout.service) > 0;
     if !drained && !back {
         rollout.stable_since = None;
-        let left = draft.deadline(&rollout);
-        let deadline = draft.seen.release.spec.progress_deadline;
-        if left.is_zero() {
-            let failure = stable
-                .replica_failure()
-                .map(|why| format!(" ({why})"))
-                .unwrap_or_default();
-            let message = if stable.rolled_out() {
-                format!(
-                    "Deployment {name} runs version 2, but Service {} has no ready endpoint after {deadline} (spec.progressDeadline): restore the Service; nginx answers 503 to everyone until then",
-                    rollout.service
-                )
-            } else {
-                format!(
-                    "Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}; the canary goes on carrying all requests: see kubectl rollout status deployment/{name}"
-                )
-            };
-            draft.stall(&[super::Finding::new("PromotionStuck", message)]);
-        } else {
-            draft.say(
-                Phase::Promoting,
-                "ReplacingStable",
-                format!(
-                    "waiting for Deployment {name} to roll out version 2; the canary carries all requests meanwhile"
-                ),
-            );
+        keep_traffic(draft, &mut rollout);
+        if draft.deadline(&rollout).is_zero() {
+            return stuck(draft, rollout, stable);
         }
+        let message = replacing(draft, &rollout);
+        draft.say(Phase::Promoting, "ReplacingStable", message);
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }
@@ -193,19 +277,19 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let left = draft.until(stable_since, draft.settle);
     if !drained && !left.is_zero() {
         draft.look_again(left);
-        draft.say(
-            Phase::Promoting,
-            "StableUpdated",
-            format!(
-                "Deployment {name} runs version 2; requests return to it at {}",
-                clock(draft.now + left)
-            ),
-        );
+        let at = clock(draft.now + left, draft.now);
+        let message = format!("Deployment {name} runs version 2; requests return to it at {at}");
+        draft.say(Phase::Promoting, "StableUpdated", message);
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }
     let mut since = rollout.drained_since.take();
-    let gone = draft.drain(&mut since, rollout.exposed, "version 2 has taken version 1's place");
+    let gone = draft.drain(
+        &mut since,
+        rollout.exposed,
+        false,
+        "version 2 has taken version 1's place",
+    );
     rollout.drained_since = since;
     draft.say(
         Phase::Promoting,
@@ -221,4 +305,81 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     draft.status.rollout = Some(rollout);
     Flow::Wait
+}
+
+/// The stable Deployment carries version 2 no longer.
+fn undone(draft: &Draft<'_>, rollout: &Rollout, stable: &Workload) -> (&'static str, String) {
+    if stable.revision() == rollout.stable_revision {
+        let name = &stable.name;
+        let message =
+            format!("Deployment {name} was given version 1's template back before it had rolled out version 2");
+        return ("PromotionFailed", message);
+    }
+    ("StableChanged", ending::stable_changed(draft))
+}
+
+/// A canary Ingress that somebody changed while it carries what version 1's pods cannot is put right, at most once in a
+/// settle time.
+fn keep_traffic(draft: &mut Draft<'_>, rollout: &mut Rollout) {
+    let steps = schedule::schedule(&draft.seen.release.spec).map_or(0, |schedule| schedule.len());
+    let split = Split {
+        weight: Weight::FULL,
+        step: steps + 1,
+    };
+    let since = rollout.weight_since.as_ref();
+    let settled = since.is_none_or(|since| draft.until(since.0, draft.settle).is_zero());
+    if rollout.unshifted.is_some() || draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Never || !settled
+    {
+        return;
+    }
+    if draft.ready(&rollout.canary.service) > 0
+        && draft.ready(&rollout.service) > 0
+        && draft.steer(rollout, split, "it carries what version 1's pods cannot")
+    {
+        rollout.weight_since = Some(MicroTime(draft.now));
+        let message = "a canary Ingress was changed by somebody else during promotion, and is put right".to_owned();
+        draft.note(Level::Warning, "CanaryIngressChanged", message);
+    }
+}
+
+/// The stable Deployment did not roll out version 2 in time: it gets version 1's template back, and requests return when
+/// that has rolled out.
+fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
+    let deadline = draft.seen.release.spec.progress_deadline;
+    let name = &stable.name;
+    if stable.rolled_out() {
+        let message = format!(
+            "Deployment {name} runs version 2, but Service {} has no ready endpoint after {deadline} (spec.progressDeadline): restore the Service; nginx answers 503 to everyone until then",
+            rollout.service
+        );
+        draft.stall(&[Finding::new("PromotionStuck", message)]);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
+    let failure = stable
+        .replica_failure()
+        .map(|why| format!(" ({why})"))
+        .unwrap_or_default();
+    let message =
+        format!("Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}");
+    let kept = draft.canary(&rollout).and_then(|canary| canary.kept_template.as_ref());
+    let Some(kept) = kept.filter(|_| rollout.promoted_revision.is_none()) else {
+        let message = format!(
+            "{message}; the canary goes on carrying its requests: see kubectl rollout status deployment/{name}"
+        );
+        draft.stall(&[Finding::new("PromotionStuck", message)]);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    };
+    let op = Op::Merge {
+        version: stable.version.clone(),
+        patch: json!({"spec": {"template": differences(&stable.template, kept)}}),
+    };
+    draft.write(
+        Kind::Deployment,
+        name,
+        op,
+        "version 2 did not roll out: version 1's template",
+    );
+    ending::turn_back(draft, rollout, Outcome::RolledBack, "PromotionFailed", message)
 }

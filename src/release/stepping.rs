@@ -4,14 +4,19 @@ use super::{
     Level, Schedule,
     draft::{Draft, Flow, clock},
     ending, hash,
-    holding::{hold, hold_until_deadline, tampered, unready},
+    holding::{hold, hold_until_deadline, resume, tampered, unready},
     schedule,
+    waiting::{APPROVAL, BARRIERS, Barrier, barrier, next, share},
 };
 use crate::{
-    api::{Outcome, Phase, Rollout, Stage, Weight},
+    api::{Phase, Rollout, Stage, Weight},
     routing::Split,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use std::time::Duration;
+
+/// What is told again within this time is not told now.
+const SOON: Duration = Duration::from_secs(30);
 
 /// One round of a release whose canary Ingresses exist or are due.
 pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
@@ -21,14 +26,11 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let schedule = match schedule::schedule(&draft.seen.release.spec) {
         Ok(schedule) => schedule,
         Err(message) => {
-            return hold(
-                draft,
-                rollout,
-                "InvalidSpec",
-                format!("{message}; the weight stays at {}%", draft.live_weight()),
-            );
+            let message = format!("{message}; the weight stays at {}%", draft.live_weight());
+            return hold(draft, rollout, "InvalidSpec", message);
         }
     };
+    rollout.capacity = draft.capacity(&rollout);
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
     }
@@ -47,56 +49,94 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
-    if draft.status.phase == Some(Phase::Holding) {
-        // What was interrupted starts over: a pod that is ready between two crashes is not ready.
-        rollout.weight_since = Some(MicroTime(draft.now));
+    resume(draft, &mut rollout);
+    let why = format!("step {}: {}", rollout.step, share(draft, weight));
+    if draft.steer(&rollout, split, &why) {
+        steered(draft, &mut rollout, &schedule, weight);
     }
-    if draft.steer(
-        &rollout,
-        split,
-        &format!("step {}: {weight}% to version 2", rollout.step),
-    ) {
-        rollout.weight_since = Some(MicroTime(draft.now));
-        if rollout.step > 0 {
-            draft.reached(&mut rollout, weight);
-            let message = format!(
-                "step {}/{}: {weight}% of the requests go to version 2",
-                rollout.step,
-                schedule.len()
-            );
-            draft.note(Level::Normal, "WeightChanged", message);
-        }
-    }
-    rollout.exposed |= weight > Weight::ZERO;
+    let testers = draft.seen.release.spec.traffic.as_ref();
+    rollout.exposed |= weight > Weight::ZERO || testers.is_some_and(|t| t.has_testers());
     draft.status.step = Some(format!("{}/{}", rollout.step, schedule.len()));
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let hold = schedule
-        .step(rollout.step)
-        .and_then(|step| step.hold)
-        .unwrap_or_default();
-    let left = draft.until(written, draft.settle + hold.get());
-    if left.is_zero() {
-        return advance(draft, rollout, &schedule);
+    let hold = schedule.step(rollout.step).and_then(|step| step.hold);
+    let left = draft.until(written, draft.settle + hold.unwrap_or_default().get());
+    if !left.is_zero() && !rollout.skip_steps {
+        return stay(draft, rollout, &schedule, left);
     }
-    let at = draft.now + left;
-    let next = if rollout.step == schedule.len() {
-        "promotion".to_owned()
-    } else {
-        format!("{}%", schedule.weight(rollout.step + 1))
-    };
-    draft.status.next_advance_at = Some(Time(at));
+    if let Some(barrier) = barrier(draft, &rollout, &schedule, draft.now) {
+        return wait_at(draft, rollout, weight, barrier);
+    }
+    if BARRIERS.iter().any(|reason| draft.said(reason)) {
+        // Those waits have no deadline: the next one counts from their end.
+        rollout.waiting_since = MicroTime(draft.now);
+    }
+    advance(draft, rollout, &schedule)
+}
+
+/// A canary Ingress was written: for a new step, or because the spec asks for other testers.
+fn steered(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule, weight: Weight) {
+    let who = share(draft, weight);
+    if rollout.weight_since.is_some() {
+        draft.note(Level::Normal, "TrafficChanged", format!("spec.traffic changed: {who}"));
+        return;
+    }
+    rollout.weight_since = Some(MicroTime(draft.now));
+    if rollout.step > 0 {
+        draft.reached(rollout, weight);
+        let message = format!("step {}/{}: {who}", rollout.step, schedule.len());
+        draft.note(Level::Normal, "WeightChanged", message);
+    }
+}
+
+/// The step's time is not over.
+fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: Duration) -> Flow {
+    let over = draft.now + left;
+    let who = share(draft, schedule.weight(rollout.step));
     draft.look_again(left);
-    rollout.waiting_since = MicroTime(at);
-    let share = if rollout.step == 0 {
-        "no request goes to version 2 yet".to_owned()
-    } else {
-        format!("{weight}% of the requests go to version 2")
+    // That the weight is live is worth a look and a write of its own, unless something else is to be told soon.
+    let since = rollout.weight_since.as_ref();
+    let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
+    if !settling.is_zero() && left >= settling + SOON {
+        draft.look_again(settling);
+    }
+    rollout.waiting_since = MicroTime(over);
+    let (mut phase, mut reason) = (Phase::Progressing, "Stepping");
+    let (then, at) = match barrier(draft, &rollout, schedule, over) {
+        None => (
+            format!("{} at {}", next(&rollout, schedule), clock(over, draft.now)),
+            Some(over),
+        ),
+        Some(barrier) if barrier.reason == APPROVAL => {
+            let next = next(&rollout, schedule);
+            (
+                format!("{next} waits for approval from {} on", clock(over, draft.now)),
+                None,
+            )
+        }
+        Some(barrier) => {
+            if barrier.phase == Phase::Paused {
+                (phase, reason) = (barrier.phase, barrier.reason);
+            }
+            (barrier.why, barrier.until)
+        }
     };
-    draft.say(
-        Phase::Progressing,
-        "Stepping",
-        format!("{share}; {next} at {}", clock(at)),
-    );
+    draft.status.next_advance_at = at.map(Time);
+    draft.say(phase, reason, format!("{who}; {then}"));
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
+}
+
+/// The step's time is over, and the schedule waits for something else than time.
+fn wait_at(draft: &mut Draft<'_>, rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+    let message = format!("{}; {}", share(draft, weight), barrier.why);
+    if barrier.reason == APPROVAL && !draft.said(barrier.reason) {
+        draft.note(Level::Normal, barrier.reason, message.clone());
+    }
+    if let Some(until) = barrier.until {
+        draft.look_again(draft.until(until, Duration::ZERO));
+    }
+    draft.status.next_advance_at = barrier.until.map(Time);
+    draft.say(barrier.phase, barrier.reason, message);
     draft.status.rollout = Some(rollout);
     Flow::Wait
 }
@@ -109,6 +149,8 @@ fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule
         return false;
     }
     rollout.schedule = hash;
+    // An approval was of a step of the schedule before.
+    rollout.approved = None;
     if rollout.step > 0 {
         rollout.step = schedule.first_not_below(draft.live_weight());
     }
@@ -121,59 +163,53 @@ fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule
 /// Returns whether that step was already the promotion's.
 fn catch_up(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bool {
     let mut live = draft.own_ingresses().map(|ingress| draft.routing.split(ingress));
-    let Some(ahead) = live.find(|split| split.step == rollout.step + 1) else {
-        return false;
-    };
-    if ahead.step > schedule.len() {
-        if ahead.weight == Weight::FULL {
+    let promoting = |split: &Split| split.step == schedule.len() + 1 && split.weight == Weight::FULL;
+    let ahead = live.find(|split| split.step == rollout.step + 1 || (rollout.skip_steps && promoting(split)));
+    match ahead {
+        Some(split) if promoting(&split) => {
             enter_promotion(draft, rollout);
             return true;
         }
-    } else if ahead.weight == schedule.weight(ahead.step) {
-        rollout.step = ahead.step;
-        rollout.weight_since = None;
-        draft.reached(rollout, ahead.weight);
+        Some(split) if split.step <= schedule.len() && split.weight == schedule.weight(split.step) => {
+            enter_step(rollout, split.step);
+            draft.reached(rollout, split.weight);
+        }
+        _ => {}
     }
     false
+}
+
+fn enter_step(rollout: &mut Rollout, step: u32) {
+    rollout.step = step;
+    rollout.weight_since = None;
+    rollout.interrupted_for = None;
 }
 
 fn enter_promotion(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.stage = Stage::Promoting;
     rollout.waiting_since = MicroTime(draft.now);
     rollout.weight_since = None;
+    rollout.interrupted_for = None;
 }
 
-/// The step's time is over: pods first, then the weight.
+/// Nothing holds the release: pods first, then the weight.
 fn advance(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule) -> Flow {
-    if rollout.step >= schedule.len() {
+    if rollout.skip_steps || rollout.step >= schedule.len() {
         enter_promotion(draft, &mut rollout);
         draft.status.rollout = Some(rollout);
         return Flow::Again;
     }
     let weight = schedule.weight(rollout.step + 1);
-    let need = draft.pods(weight);
+    let need = draft.pods(&rollout, weight);
     if !draft.scale(&mut rollout, need, &format!("{weight}% of the requests are next")) {
-        let left = draft.deadline(&rollout);
-        if left.is_zero() {
-            let message = format!(
-                "Deployment {} did not get {need} ready pods within {} (spec.progressDeadline)",
-                rollout.canary.deployment, draft.seen.release.spec.progress_deadline
-            );
-            return ending::turn_back(draft, rollout, Outcome::RolledBack, "ProgressDeadlineExceeded", message);
-        }
-        draft.say(
-            Phase::Progressing,
-            "ScalingCanary",
-            format!(
-                "waiting for {need} ready pods of Deployment {} before {weight}% of the requests go there",
-                rollout.canary.deployment
-            ),
-        );
-        draft.status.rollout = Some(rollout);
-        return Flow::Wait;
+        let canary = &rollout.canary.deployment;
+        let waiting =
+            format!("waiting for {need} ready pods of Deployment {canary} before {weight}% of the requests go there");
+        let late = format!("Deployment {canary} did not get {need} ready pods");
+        return ending::wait_for_progress(draft, rollout, (Phase::Progressing, "ScalingCanary", waiting), late);
     }
-    rollout.step += 1;
-    rollout.weight_since = None;
+    let step = rollout.step + 1;
+    enter_step(&mut rollout, step);
     draft.status.rollout = Some(rollout);
     Flow::Again
 }

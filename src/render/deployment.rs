@@ -1,5 +1,5 @@
 use super::Owner;
-use crate::api::{Canary, LABEL_RELEASE, LABEL_REVISION};
+use crate::api::{ANNOTATION_STABLE_TEMPLATE, Canary, LABEL_RELEASE, LABEL_REVISION};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,23 @@ pub fn promotion_patch(canary: &Canary, container: &str) -> Value {
         }
     }
     json!({"spec": {"template": template}})
+}
+
+/// The API server takes annotations of 256 KiB altogether; a template beyond this is not kept.
+const LARGEST_TEMPLATE: usize = 200 * 1024;
+
+/// Keeps version 1's template on version 2's Deployment, for as long as the stable one may fail to roll out version 2.
+pub fn keep_template(deployment: &mut Value, template: Option<&Value>) {
+    let Some(text) = template
+        .map(Value::to_string)
+        .filter(|text| text.len() <= LARGEST_TEMPLATE)
+    else {
+        return;
+    };
+    let metadata = deployment.get_mut("metadata").and_then(Value::as_object_mut);
+    if let Some(metadata) = metadata {
+        metadata.insert("annotations".to_owned(), json!({ANNOTATION_STABLE_TEMPLATE: text}));
+    }
 }
 
 /// Version 2's Deployment: `merged` is what version 1's would become, as the API server answered.

@@ -143,8 +143,15 @@ pub fn broken(run: &Run) -> Vec<String> {
         let shrinks = |old: &Value| {
             version.change == ChangeKind::Deleted || int(&version.object, "/spec/replicas") < int(old, "/spec/replicas")
         };
-        if version.key == canary && before.as_deref().is_some_and(shrinks) {
-            if objects.contains_key(&ingress) && weight(&objects[&ingress]) > Weight::ZERO {
+        // Pods beyond those that the share needs may go again where all could not be had.
+        let led = objects.get(&ingress).map_or(Weight::ZERO, |ingress| weight(ingress));
+        let replicas = objects.get(&stable).and_then(|d| int(d, "/spec/replicas")).unwrap_or(1);
+        let need = i64::from(led.pods_of(i32::try_from(replicas).unwrap()));
+        let spare = version.change != ChangeKind::Deleted
+            && led > Weight::ZERO
+            && int(&version.object, "/spec/replicas").is_some_and(|replicas| replicas >= need);
+        if version.key == canary && before.as_deref().is_some_and(shrinks) && !spare {
+            if led > Weight::ZERO {
                 fail(
                     "S5",
                     "version 2's pods go while a canary Ingress leads to them".to_owned(),

@@ -1,7 +1,10 @@
 //! Back to version 1.
 
 use super::{tell::writes, world::*};
-use crate::api::{Outcome, Phase, Stage};
+use crate::{
+    api::{Outcome, Phase, Stage},
+    release::{Kind, at_rest},
+};
 use serde_json::json;
 
 #[test]
@@ -136,4 +139,51 @@ fn pods_of_a_lost_status_outlive_their_ingress_by_the_settle_time() {
     let mut world = world().at_first_step();
     world.release.status = None;
     assert_eq!(writes(&world.rounds(1)), [""; 0], "the settle time is not over");
+}
+
+#[test]
+fn a_deployment_that_is_kept_gets_no_traffic_and_goes_when_its_time_is_over() {
+    let kept = world()
+        .spec(json!({"rollback": {"keepFor": "1h"}}))
+        .at_first_step()
+        .canary_crashes(None)
+        .round()
+        .later(6)
+        .round()
+        .round();
+    assert_eq!(kept.owned(), ["Deployment shop-v2"]);
+    assert!(!kept.guarded());
+    let rest = at_rest(&kept.release, kept.now);
+    assert_eq!(rest.map(|rest| rest.as_secs()), Some(300));
+    let over = kept.when("an hour later").later(3600);
+    assert_eq!(at_rest(&over.release, over.now), None);
+    insta::assert_snapshot!(over.round().round().story);
+}
+
+#[test]
+fn a_deployment_that_is_kept_makes_room_for_the_next_version() {
+    let kept = world()
+        .spec(json!({"rollback": {"keepFor": "1h"}}))
+        .at_first_step()
+        .canary_crashes(None)
+        .rounds(1)
+        .later(6)
+        .rounds(2)
+        .canary_recovers();
+    let next = kept.spec(json!({"canary": {"image": "shop:v3"}})).rounds(2);
+    assert_eq!((next.rollout().stage, next.phase()), (Stage::Preparing, Phase::Pending));
+    assert_eq!(next.owned(), ["Deployment shop-v2", "Service shop-v2"]);
+}
+
+#[test]
+fn a_canary_deployment_that_somebody_changes_is_not_what_would_be_promoted() {
+    let changed = world().at_first_step().edit(Kind::Deployment, "shop-v2", |d| {
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:debug");
+    });
+    let told = changed.rounds(1);
+    assert_eq!(
+        (told.rollout().stage, told.rollout().reason.as_deref()),
+        (Stage::RollingBack, Some("CanaryChanged"))
+    );
+    insta::assert_snapshot!(told.rollout().detail.clone().unwrap());
 }

@@ -1,6 +1,7 @@
 //! Decisions, told as sentences: what is written, in what order, on which version, and what people read.
 
 mod beginning;
+mod commands;
 mod deletion;
 mod ending;
 mod invariants;
@@ -9,4 +10,5 @@ mod preparing;
 mod promotion;
 mod steps;
 mod tell;
+mod testers;
 mod world;

@@ -2,7 +2,7 @@
 
 use super::{tell::writes, world::*};
 use crate::{
-    api::{Outcome, Phase, Stage},
+    api::{Outcome, Phase, Stage, Weight},
     release::{Kind, Op},
 };
 use serde_json::json;
@@ -79,10 +79,109 @@ fn an_operator_that_died_after_the_template_finishes() {
 }
 
 #[test]
-fn pods_that_cannot_be_had_for_everything_end_the_release_at_the_deadline() {
-    let scaling = world().at_last_step().later(66).rounds(1);
+fn pods_that_must_be_had_for_everything_end_the_release_at_the_deadline() {
+    let always = json!({"promotion": {"shiftTraffic": "Always"}});
+    let scaling = world().spec(always).at_last_step().later(66).rounds(1);
     assert_eq!(scaling.clone().later(599).rounds(1).rollout().stage, Stage::Promoting);
     insta::assert_snapshot!(scaling.later(600).round().story);
+}
+
+#[test]
+fn pods_that_cannot_be_had_for_everything_are_done_without_and_version_1_is_replaced_while_it_serves() {
+    let scaling = world().at_last_step().later(66).rounds(1);
+    insta::assert_snapshot!(
+        scaling
+            .when("pods for everything are not there at the deadline")
+            .later(600)
+            .round()
+            .when("the next round")
+            .round()
+            .when("version 2 has rolled out")
+            .stable_rolled_out()
+            .round()
+            .later(6)
+            .round()
+            .later(6)
+            .round()
+            .story
+    );
+}
+
+#[test]
+fn a_quota_that_refuses_pods_for_everything_is_taken_for_an_answer() {
+    let scaling = world().at_last_step().later(66).rounds(1).quota_exceeded();
+    insta::assert_snapshot!(scaling.round().story);
+}
+
+#[test]
+fn version_1_is_replaced_while_it_serves_where_traffic_is_never_shifted() {
+    let never = json!({"promotion": {"shiftTraffic": "Never"}});
+    insta::assert_snapshot!(world().spec(never).at_last_step().later(66).round().story);
+}
+
+#[test]
+fn version_1_gets_its_template_back_and_requests_return_when_that_has_rolled_out() {
+    let restoring = world().finishing().later(600).round();
+    let waiting = restoring.clone().later(5).rounds(1);
+    assert_eq!(waiting.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
+    insta::assert_snapshot!(
+        restoring
+            .when("version 1 has rolled out")
+            .later(20)
+            .stable_rolled_out()
+            .round()
+            .later(6)
+            .round()
+            .round()
+            .story
+    );
+}
+
+#[test]
+fn a_stable_deployment_that_somebody_else_gives_version_2_is_awaited() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let waiting = world().spec(gitops).promoting().later(6).round();
+    assert_eq!(waiting.clone().later(86_400).decide().writes, []);
+    insta::assert_snapshot!(
+        waiting
+            .when("the Git repository has version 2 and a note beside")
+            .later(3600)
+            .stable(|d| {
+                d["metadata"]["generation"] = json!(2);
+                d["spec"]["template"]["metadata"]["annotations"] = json!({"commit": "abc"});
+                d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+            })
+            .round()
+            .when("it has rolled out")
+            .stable_rolled_out()
+            .round()
+            .later(6)
+            .round()
+            .later(6)
+            .round()
+            .round()
+            .story
+    );
+}
+
+#[test]
+fn a_stable_deployment_that_somebody_else_gives_another_version_ends_the_release() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let world = world().spec(gitops).promoting().later(6).rounds(1).stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v9");
+    });
+    insta::assert_snapshot!(
+        world
+            .round()
+            .when("it has rolled out")
+            .later(9)
+            .stable_rolled_out()
+            .round()
+            .later(6)
+            .round()
+            .story
+    );
 }
 
 #[test]
@@ -183,6 +282,6 @@ fn a_template_that_somebody_takes_back_while_finishing_ends_in_a_rollback() {
     let rollout = world.rounds(1).rollout().clone();
     assert_eq!(
         (rollout.stage, rollout.reason.as_deref()),
-        (Stage::RollingBack, Some("StableChanged"))
+        (Stage::RollingBack, Some("PromotionFailed"))
     );
 }

@@ -37,6 +37,12 @@ pub fn tell(world: &World, decision: &Decision) -> String {
     if decision.release_finalizer {
         told.push_str("  finalizer released\n");
     }
+    if decision.answered {
+        told.push_str("  command removed\n");
+    }
+    if let Some(next) = &status.next_advance_at {
+        writeln!(told, "  next advance at {}", next.0.strftime("%H:%M:%S")).unwrap();
+    }
     let watching = if decision.watching { "" } else { ", watching nothing" };
     writeln!(told, "  looks again in {:?}{watching}", decision.again).unwrap();
     told

@@ -2,7 +2,7 @@
 
 use super::super::{Decision, Kind, Op, decide};
 use crate::{
-    api::{CanaryRelease, FINALIZER, Rollout, Weight},
+    api::{ANNOTATION_COMMAND, CanaryRelease, FINALIZER, Phase, Rollout, Weight},
     observe::{Failure, Observed, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
@@ -198,6 +198,31 @@ impl World {
         self
     }
 
+    /// The user writes a command for the revision that is being released.
+    pub fn command(self, verb: &str, rest: &str) -> Self {
+        let text = format!("{verb}/{}{rest}", self.revision());
+        self.annotated(&text)
+    }
+
+    pub fn annotated(mut self, text: &str) -> Self {
+        let annotations = self.release.metadata.annotations.get_or_insert_default();
+        annotations.insert(ANNOTATION_COMMAND.to_owned(), text.to_owned());
+        self.release.metadata.resource_version = Some(self.next_version());
+        self
+    }
+
+    pub fn command_annotation(&self) -> Option<&String> {
+        self.release.annotations().get(ANNOTATION_COMMAND)
+    }
+
+    pub fn revision(&self) -> String {
+        self.release.status.as_ref().unwrap().revision.clone().unwrap()
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.release.status.as_ref().unwrap().phase.unwrap()
+    }
+
     /// The live canary Ingress carries another split than the status knows.
     pub fn live_split(self, weight: &str, step: u32) -> Self {
         let (weight, total) = weight.parse::<Weight>().unwrap().ratio();
@@ -298,6 +323,18 @@ impl World {
         self
     }
 
+    /// The operator dies before it takes the annotation off, each time.
+    pub fn rounds_keeping_the_annotation(mut self, count: usize) -> Self {
+        for _ in 0..count {
+            let decision = Decision {
+                answered: false,
+                ..self.decide()
+            };
+            self = self.perform(&decision);
+        }
+        self
+    }
+
     fn perform(self, decision: &Decision) -> Self {
         let mut world = decision.writes.iter().fold(self, |world, write| world.write(write));
         // As stored: what JSON cannot carry is lost.
@@ -311,6 +348,10 @@ impl World {
                 .finalizers
                 .get_or_insert_default()
                 .retain(|f| f != FINALIZER);
+        }
+        if decision.answered {
+            let annotations = world.release.metadata.annotations.get_or_insert_default();
+            annotations.remove(ANNOTATION_COMMAND);
         }
         world
     }
@@ -339,7 +380,13 @@ impl World {
                     json!(version),
                     "{key:?}"
                 );
-                return self.edit(write.kind, &write.name, |object| json_patch::merge(object, patch));
+                return self.edit(write.kind, &write.name, |object| {
+                    json_patch::merge(object, patch);
+                    if let (Some(_), Some(generation)) = (patch.get("spec"), object["metadata"]["generation"].as_i64())
+                    {
+                        object["metadata"]["generation"] = json!(generation + 1);
+                    }
+                });
             }
             Op::StrategicMerge { version, patch } => {
                 assert_eq!(

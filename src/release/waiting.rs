@@ -1,0 +1,105 @@
+//! What a step waits for once its time is over: for nobody's pause, for an approval, for an open window.
+
+use super::{
+    Schedule,
+    command::{Command, Verb},
+    draft::{Draft, clock},
+    windows::{Gate, gate},
+};
+use crate::api::{ANNOTATION_COMMAND, Phase, Rollout, Weight};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+/// The reasons of all barriers.
+pub(super) const BARRIERS: [&str; 3] = [PAUSED, APPROVAL, WINDOW];
+const PAUSED: &str = "Paused";
+pub(super) const APPROVAL: &str = "AwaitingApproval";
+const WINDOW: &str = "WindowClosed";
+
+/// Something that the schedule waits for.
+pub(super) struct Barrier {
+    pub phase: Phase,
+    pub reason: &'static str,
+    /// A clause that follows what is in force now.
+    pub why: String,
+    /// When it ends by itself.
+    pub until: Option<Timestamp>,
+}
+
+/// What keeps the release from going on at `at`, provided that the step's time is over by then and health allows it.
+pub(super) fn barrier(draft: &Draft<'_>, rollout: &Rollout, schedule: &Schedule, at: Timestamp) -> Option<Barrier> {
+    let next = next(rollout, schedule);
+    if let Some(barrier) = paused(draft, &next) {
+        return Some(barrier);
+    }
+    if rollout.skip_steps {
+        return None;
+    }
+    let step = schedule.step(rollout.step);
+    if step.is_some_and(|step| step.approval) && rollout.approved != Some(rollout.step) {
+        let command = Command {
+            verb: Verb::Approve(rollout.step),
+            revision: draft.status.revision.clone().unwrap_or_default(),
+        };
+        let name = draft.seen.release.name_any();
+        let namespace = draft.seen.release.namespace().unwrap_or_default();
+        return Some(Barrier {
+            phase: Phase::Paused,
+            reason: APPROVAL,
+            why: format!(
+                "{next} waits for approval: kubectl annotate canaryrelease {name} -n {namespace} {ANNOTATION_COMMAND}={command}"
+            ),
+            until: None,
+        });
+    }
+    closed(draft, &next, at)
+}
+
+/// `spec.paused`, which holds what is not yet begun.
+pub(super) fn paused(draft: &Draft<'_>, next: &str) -> Option<Barrier> {
+    draft.seen.release.spec.paused.then(|| Barrier {
+        phase: Phase::Paused,
+        reason: PAUSED,
+        why: format!("paused: {next} waits until spec.paused is false"),
+        until: None,
+    })
+}
+
+fn closed(draft: &Draft<'_>, next: &str, at: Timestamp) -> Option<Barrier> {
+    let (why, until) = match gate(&draft.seen.release.spec, at) {
+        Ok(Gate::Open { .. }) => return None,
+        Ok(Gate::Closed { until, why }) => (why, until),
+        Err(mistake) => (mistake, None),
+    };
+    Some(Barrier {
+        phase: Phase::Holding,
+        reason: WINDOW,
+        why: match until {
+            Some(until) => format!("{next} at {}: {why}", clock(until, draft.now)),
+            None => format!("{next} waits: {why}"),
+        },
+        until,
+    })
+}
+
+/// What follows the step in force: `30%`, or `promotion`.
+pub(super) fn next(rollout: &Rollout, schedule: &Schedule) -> String {
+    if rollout.skip_steps || rollout.step >= schedule.len() {
+        "promotion".to_owned()
+    } else {
+        format!("{}%", schedule.weight(rollout.step + 1))
+    }
+}
+
+/// Who goes to version 2 at a weight, in words.
+pub(super) fn share(draft: &Draft<'_>, weight: Weight) -> String {
+    let testers = draft.seen.release.spec.traffic.as_ref().filter(|t| t.has_testers());
+    match testers {
+        Some(testers) if weight == Weight::ZERO => format!("only {testers} go to version 2"),
+        Some(testers) if weight < Weight::FULL => {
+            format!("{weight}% of the requests, and all {testers}, go to version 2")
+        }
+        None if weight == Weight::ZERO => "no request goes to version 2 yet".to_owned(),
+        _ => format!("{weight}% of the requests go to version 2"),
+    }
+}
