@@ -26,38 +26,38 @@ pub struct Counted {
     pub with_page: u32,
 }
 
-/// Sends `count` requests and counts those that got the page. An error where one got no answer at all.
+/// How many requests may be left without an answer and sent again. When nginx is configured anew, it closes connections
+/// that are kept alive; a browser sends again what it had just written there, and `ab` does not.
+const MOST_CUT_OFF: u32 = 20;
+
+/// Counts `count` answers: how many of them had the page.
 pub fn ab(cluster: &Cluster, request: &Request, count: u32) -> Result<Counted> {
-    let (connections, count_shown) = (CONNECTIONS.to_string(), count.to_string());
-    // -l: answers differ in length, which is no failure here. -v 2: every answer's head.
-    let options = [
-        "-q",
-        "-l",
-        "-k",
-        "-v",
-        "2",
-        "-s",
-        "15",
-        "-c",
-        &connections,
-        "-n",
-        &count_shown,
-    ];
-    let mut command = cluster.beside("ab", &options);
+    let _alone = (count > MOST_BESIDE_OTHERS).then(burst);
+    let mut counted = Counted { total: 0, with_page: 0 };
+    while counted.total < count {
+        let left = count - counted.total;
+        let more = read(&run(cluster, request, left)?)?;
+        ensure!(more.total > 0, "of {left} requests none got an answer");
+        counted.total += more.total;
+        counted.with_page += more.with_page;
+    }
+    Ok(counted)
+}
+
+/// The log of `ab`.
+fn run(cluster: &Cluster, request: &Request, count: u32) -> Result<String> {
+    let (connections, count) = (CONNECTIONS.min(count).to_string(), count.to_string());
+    // -l: answers differ in length, which is no failure here. -r: go on where a connection is cut off. -v 2: every
+    // answer's head.
+    let mut command = cluster.beside("ab", &["-q", "-k", "-l", "-r", "-v2", "-s15"]);
+    command.args(["-c", &connections, "-n", &count]);
     for line in request.header_lines() {
         command.args(["-H", &line]);
     }
     command.arg(request.url(cluster));
-    let _alone = (count > MOST_BESIDE_OTHERS).then(burst);
     let ended = attempt(&mut command, "").context("ab cannot be run: install the package apache2-utils")?;
     ensure!(ended.success, "ab ended early: {}", ended.stderr);
-    let counted = read(&ended.stdout)?;
-    ensure!(
-        counted.total == count,
-        "ab sent {} requests instead of {count}",
-        counted.total
-    );
-    Ok(counted)
+    Ok(ended.stdout)
 }
 
 fn read(log: &str) -> Result<Counted> {
@@ -65,15 +65,16 @@ fn read(log: &str) -> Result<Counted> {
         let line = log.lines().find_map(|line| line.strip_prefix(title));
         line.and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok())
     };
-    let (Some(total), Some(failed)) = (number("Complete requests:"), number("Failed requests:")) else {
+    let (Some(sent), Some(failed)) = (number("Complete requests:"), number("Failed requests:")) else {
         bail!("this is not what ab reports: {log}");
     };
-    ensure!(failed == 0, "{failed} of {total} requests got no answer");
+    ensure!(failed <= MOST_CUT_OFF, "{failed} of {sent} requests got no answer");
     let with_status = |status: &str| log.lines().filter(|line| line.starts_with(status)).count() as u32;
     let (with_page, without_page) = (with_status("HTTP/1.1 200 "), with_status("HTTP/1.1 404 "));
+    let total = with_page + without_page;
     ensure!(
-        with_page + without_page == total,
-        "of {total} answers {with_page} were 200 and {without_page} 404, and the rest neither"
+        total + failed >= sent,
+        "of {sent} requests {with_page} were answered 200 and {without_page} 404, {failed} not at all, and the rest otherwise"
     );
     // The line is there only where there was one.
     let other_than_2xx = number("Non-2xx responses:").unwrap_or_default();
@@ -119,10 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn any_other_answer_and_none_at_all_are_errors() {
+    fn any_other_answer_and_many_missing_ones_are_errors() {
         let error = |statuses: &[(&str, usize)], failed| read(&log(statuses, failed)).unwrap_err().to_string();
-        assert!(error(&[("200 OK", 1), ("502 Bad Gateway", 1)], 0).contains("the rest neither"));
-        assert!(error(&[("200 OK", 4)], 2).starts_with("2 of 4 requests got no answer"));
+        assert!(error(&[("200 OK", 1), ("502 Bad Gateway", 1)], 0).contains("the rest otherwise"));
+        assert!(error(&[("200 OK", 40)], 21).starts_with("21 of 40 requests got no answer"));
         assert!(read("apr_socket_connect(): refused").is_err());
     }
 }
