@@ -8,7 +8,7 @@ use canary_e2e::{
     app::App,
     exercise::image,
     load::{Load, Tally, sent_between},
-    release::{HistoryEntry, Moment, Release},
+    release::{HistoryEntry, LABEL, Moment, Release},
     scene::{Outcome, Scene, play},
     watch::Watch,
 };
@@ -36,13 +36,18 @@ struct Stage<'a> {
 /// Starts the traffic, then a release of version 3 with these steps; plays `story`; after that, until the end and a
 /// little beyond, no request may have failed.
 fn under_traffic(name: &str, steps: Value, story: impl FnOnce(&Stage<'_>) -> Result<()>) -> Outcome {
+    under_traffic_with(name, json!({"steps": steps}), story)
+}
+
+/// The same with more than steps.
+fn under_traffic_with(name: &str, spec: Value, story: impl FnOnce(&Stage<'_>) -> Result<()>) -> Outcome {
     play(name, |scene| {
         let host = scene.host();
         let app = App::new("shop", &host).with_replicas(2).with_env("ON_TERM", "exit");
         app.deploy(&scene.namespace)?;
         let ingresses = watch_ingresses(&scene.namespace)?;
         let load = scene.load(&host, 50, Duration::from_secs(600))?;
-        let object = app.release_of_v3(json!({"steps": steps}));
+        let object = app.release_of_v3(spec);
         let release = Release::apply(&scene.namespace, &object)?;
         let stage = Stage {
             scene,
@@ -126,6 +131,78 @@ fn a_release_aborted_at_a_step_gives_all_traffic_back() -> Outcome {
         })?;
         stage.all_of("v1", aborted.at, "after the abort")?;
         stage.stable_runs("v1")
+    })
+}
+
+#[test]
+fn an_aborted_release_keeps_its_deployment_without_traffic_and_starts_again_by_command() -> Outcome {
+    let spec = json!({"steps": [{"weight": 50, "hold": hold(LONG)}], "rollback": {"keepFor": "10m"}});
+    under_traffic_with("retry", spec, |stage| {
+        let kept = |what: &str| stage.scene.namespace.names(what, LABEL);
+        let first = stage.release.until_live("50", LONG, TO_BE_LIVE)?;
+        stage.command("abort")?;
+        let aborted = stage.release.until("it is recorded as aborted", TO_BE_LIVE, |moment| {
+            newest(moment).is_ok_and(|entry| entry.outcome == "Aborted")
+        })?;
+        stage.all_of("v1", aborted.at, "after the abort")?;
+        ensure!(
+            kept("deployments")?.len() == 1 && kept("ingresses")?.is_empty(),
+            "after the abort there are {:?}",
+            kept("deployments,services,ingresses")?
+        );
+        // Of a release that is not this one.
+        stage.release.command("retry/0000000000")?;
+        let ignored = stage.release.events()?;
+        ensure!(
+            ignored
+                .iter()
+                .any(|event| event.reason == "CommandIgnored" && event.note.contains(&first.status.revision)),
+            "no event tells of the command for another revision: {ignored:?}"
+        );
+        stage.command("retry")?;
+        let second = stage.release.until_live("50", LONG, TO_BE_LIVE)?;
+        stage.wait_for_answers(second.at + Duration::from_secs(5))?;
+        let again = stage
+            .load
+            .look(|answers| Tally::of(sent_between(answers, second.at, Timestamp::MAX)));
+        splits(&again, "v3", 50, "after the release was tried again")?;
+        // A kept Deployment goes with its release.
+        stage.command("abort")?;
+        stage.release.until("it is aborted again", TO_BE_LIVE, |moment| {
+            moment.status.history.len() == 2
+        })?;
+        stage.release.delete(TO_BE_LIVE)?;
+        stage.all_of("v1", Timestamp::now(), "after the deletion")
+    })
+}
+
+#[test]
+fn a_deployment_that_is_kept_elsewhere_is_awaited_until_it_carries_version_two() -> Outcome {
+    let spec = json!({"steps": [{"weight": 50, "hold": "1s"}], "promotion": {"mode": "AwaitStable"}});
+    under_traffic_with("await-stable", spec, |stage| {
+        let waiting = stage
+            .release
+            .until("it waits for the Deployment", TO_PROMOTE, |moment| {
+                moment
+                    .status
+                    .condition("Ready")
+                    .is_some_and(|ready| ready.reason == "AwaitingStable")
+            })?;
+        ensure!(
+            waiting.status.message.contains("Deployment shop") && waiting.status.message.contains(&image("v3")),
+            "it does not say what it waits for: {}",
+            waiting.line()
+        );
+        stage.all_of("v3", waiting.at, "while the Deployment was awaited")?;
+        stage.stable_runs("v1")?;
+        let changed = format!("shop={}", image("v3"));
+        stage
+            .scene
+            .namespace
+            .ask(&["set", "image", "deployment/shop", &changed])?;
+        let promoted = stage.release.until_phase("Promoted", TO_PROMOTE)?;
+        ended_as(&promoted, "Promoted")?;
+        stage.all_of("v3", promoted.at, "after the promotion")
     })
 }
 
