@@ -7,6 +7,7 @@ mod status;
 mod tests;
 mod traffic;
 mod weight;
+mod windows;
 
 pub use duration::{Duration, DurationError};
 pub use spec::{
@@ -18,6 +19,7 @@ pub use status::{
 };
 pub use traffic::{Header, Traffic};
 pub use weight::{Weight, WeightError};
+pub use windows::{CalendarError, CivilTime, ClockTime, Day, Freeze, TimeZoneName, Window};
 
 /// API group of the resource; also the prefix of every label and annotation that the operator writes.
 pub const GROUP: &str = "canary-operator.dev";

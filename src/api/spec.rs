@@ -1,4 +1,4 @@
-use super::{CanaryReleaseStatus, Duration, Stage, Traffic, Weight};
+use super::{CanaryReleaseStatus, Duration, Freeze, Stage, Traffic, Weight, Window};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,16 @@ pub struct CanaryReleaseSpec {
     /// The schedule as evenly spaced steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// When the release may go on: in any of these. At any time when omitted. Rolling back never waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub windows: Option<Vec<Window>>,
+    /// When the release does not go on, whatever `windows` says. Rolling back never waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 50))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub freezes: Option<Vec<Freeze>>,
     /// How long any one wait (pods ready, canary scaled, stable rolled out) may take. Default 10m.
     #[serde(default = "default_progress_deadline")]
     pub progress_deadline: Duration,

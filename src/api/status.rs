@@ -144,6 +144,9 @@ pub struct Rollout {
     /// The most pods that version 1 had: so many carry all requests. An autoscaler takes pods away as requests leave.
     #[serde(default)]
     pub capacity: i32,
+    /// Whether an autoscaler sets version 1's number of pods: it took away what the requests left that went to the canary.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autoscaled: bool,
     /// Why the stable Deployment's pods are replaced while they serve, where all requests were to go to the canary before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unshifted: Option<String>,
@@ -165,6 +168,10 @@ pub struct Rollout {
     /// Whether any request may have gone to version 2, so that its pods must outlive the canary Ingresses.
     #[serde(default)]
     pub exposed: bool,
+    /// What somebody should know although it did not keep the release from starting, as found then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), inner(length(max = 500)))]
+    pub warnings: Vec<String>,
     /// The weights reached so far, and when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]

@@ -28,6 +28,19 @@ pub struct Options {
     /// Prefix of the annotations that ingress-nginx reads (its --annotations-prefix).
     #[arg(long, default_value = "nginx.ingress.kubernetes.io")]
     annotations_prefix: String,
+    /// spec.controller of the IngressClasses that ingress-nginx serves (its --controller-class); may be given several times.
+    #[arg(
+        long = "ingress-controller",
+        value_name = "CONTROLLER",
+        default_value = "k8s.io/ingress-nginx"
+    )]
+    ingress_controllers: Vec<String>,
+    /// Value of the annotation kubernetes.io/ingress.class that ingress-nginx serves (its --ingress-class); may be given several times.
+    #[arg(long = "ingress-class", value_name = "CLASS", default_value = "nginx")]
+    ingress_classes: Vec<String>,
+    /// ingress-nginx serves Ingresses without a class too (its --watch-ingress-without-class).
+    #[arg(long)]
+    watch_ingress_without_class: bool,
     /// What to log: a level, or directives such as info,kube=debug.
     #[arg(long, default_value = "info")]
     log_level: String,
@@ -87,6 +100,9 @@ async fn operate(options: Options) -> Result<(), RunError> {
         clock: Arc::new(SystemClock),
         routing: Arc::new(IngressNginx {
             prefix: options.annotations_prefix,
+            controllers: options.ingress_controllers,
+            classes: options.ingress_classes,
+            classless: options.watch_ingress_without_class,
         }),
         settle: options.settle.get(),
         instance: options.instance,

@@ -4,7 +4,7 @@ use super::{Context, RoundError, report};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
     cluster::{Applied, CallError, bounded, object_ref, perform, publish},
-    observe::{View, observe},
+    observe::{Others, View, observe},
     release::{Decision, Kind, Op, Write, at_rest, decide},
 };
 use kube::{
@@ -37,8 +37,15 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         }
     }
     let settings = &context.settings;
-    let rivals = rivals(context, &release);
-    let seen = observe(&settings.client, release.clone(), &view, rivals).await?;
+    let others = others(context, &release);
+    let seen = observe(
+        &settings.client,
+        release.clone(),
+        &view,
+        settings.routing.as_ref(),
+        others,
+    )
+    .await?;
     let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();
     for write in &decision.writes {
@@ -182,33 +189,37 @@ async fn patch_metadata(
     Ok(remember(context, &namespace, written))
 }
 
-/// Other releases of the same Deployment that were there first: under way, or as new as this one but older.
-fn rivals(context: &Context, release: &CanaryRelease) -> Vec<String> {
-    let under_way = |other: &CanaryRelease| {
-        other
-            .status
-            .as_ref()
-            .and_then(|s| s.rollout.as_ref())
-            .is_some_and(|rollout| rollout.stage != Stage::Ended)
+/// What other releases of the namespace do. Rivals are of the same Deployment and were there first: under way, or as new as
+/// this one but older. A Service may have several Deployments behind it: its traffic is split by one release at a time.
+fn others(context: &Context, release: &CanaryRelease) -> Others {
+    let running = |other: &CanaryRelease| {
+        let rollout = other.status.as_ref().and_then(|s| s.rollout.as_ref());
+        rollout.filter(|rollout| rollout.stage != Stage::Ended).cloned()
     };
-    if under_way(release) {
-        return Vec::new();
+    let mut others = Others::default();
+    if running(release).is_some() {
+        return others;
     }
     let now = context.settings.clock.now();
     let age = |release: &CanaryRelease| (release.creation_timestamp(), release.name_any());
-    let rival = |other: &CanaryRelease| {
-        other.namespace() == release.namespace()
-            && other.uid() != release.uid()
-            && other.target() == release.target()
-            && (under_way(other) || (at_rest(other, now).is_none() && age(other) < age(release)))
-    };
-    let all = context.releases.state();
-    let mut names: Vec<_> = all
+    for other in context
+        .releases
+        .state()
         .iter()
         .filter_map(|other| other.0.as_ref().ok())
-        .filter(|other| rival(other))
-        .map(ResourceExt::name_any)
-        .collect();
-    names.sort();
-    names
+    {
+        if other.namespace() != release.namespace() || other.uid() == release.uid() {
+            continue;
+        }
+        let rollout = running(other);
+        if other.target() == release.target()
+            && (rollout.is_some() || (at_rest(other, now).is_none() && age(other) < age(release)))
+        {
+            others.rivals.push(other.name_any());
+        } else if let Some(rollout) = rollout {
+            others.busy.insert(rollout.service, other.name_any());
+        }
+    }
+    others.rivals.sort();
+    others
 }

@@ -3,12 +3,14 @@
 mod endpoints;
 mod pods;
 mod read;
+mod survey;
 mod views;
 mod workload;
 
 pub use endpoints::ready;
 pub use pods::{Failure, failure, last_line};
-pub use read::observe;
+pub use read::{Others, observe};
+pub use survey::{Autoscaler, Budget, Class, Survey};
 pub(crate) use views::older;
 pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
@@ -42,4 +44,8 @@ pub struct Observed {
     pub merged: Option<Result<Value, String>>,
     /// Other releases of this namespace with the same target Deployment that were there first.
     pub rivals: Vec<String>,
+    /// Services whose traffic another release of this namespace splits at this time, each with that release's name.
+    pub busy: BTreeMap<String, String>,
+    /// What else the API server was asked, where a release is about to start.
+    pub survey: Option<Survey>,
 }

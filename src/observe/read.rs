@@ -1,11 +1,12 @@
 //! One look at everything that concerns a release.
 
-use super::{Observed, Workload, endpoints, failure, last_line, views::View};
+use super::{Observed, Workload, endpoints, failure, last_line, survey::survey, views::View};
 use crate::{
     api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Stage},
     cluster::{CallError, bounded},
-    release::intent,
+    release::{intent, questions},
     render::{owned_by, promotion_patch},
+    routing::Routing,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
@@ -13,11 +14,20 @@ use kube::{
     api::{ApiResource, DynamicObject, LogParams, Patch, PatchParams, ValidationDirective},
 };
 use serde_json::Value;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
 /// Lines of a failed container's log that are asked for; the last that says something is told.
 const LOG_LINES: i64 = 20;
+
+/// What other releases of the namespace do, as far as it stands in the way of this one.
+#[derive(Clone, Debug, Default)]
+pub struct Others {
+    /// See [`Observed::rivals`].
+    pub rivals: Vec<String>,
+    /// See [`Observed::busy`].
+    pub busy: BTreeMap<String, String>,
+}
 
 /// Reads what one round needs: from the watches, and from the API server what no watch shows.
 ///
@@ -27,7 +37,8 @@ pub async fn observe(
     client: &Client,
     release: Arc<CanaryRelease>,
     view: &View,
-    rivals: Vec<String>,
+    routing: &dyn Routing,
+    others: Others,
 ) -> Result<Observed, CallError> {
     let uid = release.uid().unwrap_or_default();
     let now = Instant::now();
@@ -51,7 +62,9 @@ pub async fn observe(
         ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
         failure: None,
         merged: None,
-        rivals,
+        rivals: others.rivals,
+        busy: others.busy,
+        survey: None,
         release,
     };
     if let Some(found) = failed_pod(&seen.release, &view.pods()) {
@@ -65,6 +78,19 @@ pub async fn observe(
                 view.remember_merged(&seen.release.name_any(), question(&seen), now, answer.clone());
             }),
         };
+    }
+    if let Some(questions) = questions(&seen, routing) {
+        let (name, text) = (seen.release.name_any(), questions.text());
+        let known = view.survey(&name, &text, now);
+        seen.survey = Some(match known {
+            Some(known) => known,
+            None => {
+                let namespace = seen.release.namespace().unwrap_or_default();
+                let answer = survey(client, &namespace, &questions).await?;
+                view.remember_survey(&name, text, now, answer.clone());
+                answer
+            }
+        });
     }
     Ok(seen)
 }

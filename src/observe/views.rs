@@ -1,6 +1,7 @@
 //! What is watched, and only while somebody needs it: a namespace is watched from the start of its first running
 //! release to the end of its last, so that idle releases cost neither requests nor memory.
 
+use super::Survey;
 use crate::{
     api::{CanaryRelease, LABEL_RELEASE},
     release::Kind,
@@ -37,8 +38,8 @@ pub type Wake = UnboundedSender<ObjectRef<kube::core::DeserializeGuard<CanaryRel
 /// What a Deployment would become, or why the API server refuses that.
 pub type Merged = Result<serde_json::Value, String>;
 
-/// How long the answer to a merge is taken to hold: what refuses it may be a policy that changes unseen.
-const MERGE_HOLDS: Duration = Duration::from_secs(60);
+/// How long an answer is taken to hold: what refuses a merge may be a policy, which changes unseen.
+const ANSWERS_HOLD: Duration = Duration::from_secs(60);
 /// Before a watch that was refused starts over.
 const START_OVER: Duration = Duration::from_secs(10);
 
@@ -71,6 +72,8 @@ struct State {
     broken: BTreeMap<String, String>,
     /// What the API server made of a merge, by release: the question, when it was asked, and the answer.
     merged: BTreeMap<String, (String, Instant, Merged)>,
+    /// The same for what was asked before a start.
+    surveys: BTreeMap<String, (String, Instant, Survey)>,
 }
 
 /// Our own write, until the watch has shown it or something newer: the cache is older than what we know.
@@ -260,13 +263,28 @@ impl View {
     pub fn merged(&self, release: &str, question: &str, now: Instant) -> Option<Merged> {
         let state = lock(&self.state);
         let (asked, at, answer) = state.merged.get(release)?;
-        (asked == question && now.duration_since(*at) < MERGE_HOLDS).then(|| answer.clone())
+        (asked == question && now.duration_since(*at) < ANSWERS_HOLD).then(|| answer.clone())
     }
 
     /// Remembers the answer to a merge.
     pub fn remember_merged(&self, release: &str, question: String, now: Instant, answer: Merged) {
         lock(&self.state)
             .merged
+            .insert(release.to_owned(), (question, now, answer));
+    }
+
+    /// What was answered before a start, a short while ago.
+    #[must_use]
+    pub fn survey(&self, release: &str, question: &str, now: Instant) -> Option<Survey> {
+        let state = lock(&self.state);
+        let (asked, at, answer) = state.surveys.get(release)?;
+        (asked == question && now.duration_since(*at) < ANSWERS_HOLD).then(|| answer.clone())
+    }
+
+    /// Remembers what was answered before a start.
+    pub fn remember_survey(&self, release: &str, question: String, now: Instant, answer: Survey) {
+        lock(&self.state)
+            .surveys
             .insert(release.to_owned(), (question, now, answer));
     }
 

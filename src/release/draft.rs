@@ -522,12 +522,13 @@ impl<'a> Draft<'a> {
             if stalled { message.clone() } else { String::new() },
         );
         let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
-        set(
-            types::PREFLIGHT_PASSED,
-            !blocked,
-            if blocked { reason } else { "Fits" },
-            if blocked { message.clone() } else { String::new() },
-        );
+        let warnings = rollout.map(|r| r.warnings.as_slice()).unwrap_or_default();
+        let (why, told) = match warnings {
+            _ if blocked => (reason, message.clone()),
+            [] => ("Fits", String::new()),
+            some => ("FitsWithWarnings", some.join("; ")),
+        };
+        set(types::PREFLIGHT_PASSED, !blocked, why, told);
         let paused = phase == Phase::Paused;
         set(
             types::PAUSED,

@@ -4,6 +4,7 @@ use super::{
     Level,
     draft::{Draft, Flow, clock},
     ending,
+    preflight::intrusion,
 };
 use crate::{
     api::{Duration, Outcome, Phase, Rollout},
@@ -35,7 +36,7 @@ pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static 
     }
     let suffix = &draft.seen.release.spec.canary.suffix;
     let named = |name: &str| draft.seen.ingresses.iter().find(|i| i.name_any() == name);
-    rollout.ingresses.iter().find_map(|name| {
+    let missing = rollout.ingresses.iter().find_map(|name| {
         let Some(stable) = named(name) else {
             let message =
                 format!("Ingress {name} is gone, so there is no traffic to split: restore it, or delete this release");
@@ -53,6 +54,10 @@ pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static 
             let message = format!("Ingress {taken} exists and is not this release's: delete it, or choose another spec.canary.suffix");
             ("NameTaken", message)
         })
+    });
+    missing.or_else(|| {
+        let intrusion = intrusion(draft.seen, draft.routing, rollout)?;
+        Some((intrusion.reason, intrusion.message))
     })
 }
 

@@ -4,7 +4,7 @@ use super::{
     Finding, Ground, Kind, Level, Op,
     draft::{Draft, Flow},
     ending, hash,
-    preflight::preflight,
+    preflight::{Fit, ground, preflight},
     schedule,
 };
 use crate::{
@@ -15,6 +15,10 @@ use crate::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
+use std::time::Duration;
+
+/// How often a release that stalls on what is not watched is looked at.
+const UNWATCHED: Duration = Duration::from_secs(60);
 
 /// Starts a release: preflight, then version 2's Deployment and Service.
 pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
@@ -23,8 +27,11 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         Ok(schedule) => schedule,
         Err(message) => return stalled(draft, &[Finding::new("InvalidSpec", message)]),
     };
-    let ground = match preflight(draft.seen, draft.routing) {
-        Ok(ground) => ground,
+    if let Err(message) = super::check_windows(spec) {
+        return stalled(draft, &[Finding::new("InvalidSpec", message)]);
+    }
+    let Fit { ground, warnings } = match preflight(draft.seen, draft.routing) {
+        Ok(fit) => fit,
         Err(findings) => return stalled(draft, &findings),
     };
     let Some(stable) = &draft.seen.stable else {
@@ -32,7 +39,10 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
     };
     let merged = match &draft.seen.merged {
         Some(Ok(merged)) => merged,
-        Some(Err(message)) => return stalled(draft, &[Finding::new("TemplateRefused", refused(message))]),
+        Some(Err(message)) => {
+            let finding = Finding::new("TemplateRefused", refused(message)).unwatched();
+            return stalled(draft, &[finding]);
+        }
         None => {
             return stalled(
                 draft,
@@ -63,6 +73,12 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         drained_since: None,
         stable_since: None,
         capacity: stable.replicas,
+        autoscaled: draft
+            .seen
+            .survey
+            .iter()
+            .flat_map(|survey| &survey.autoscalers)
+            .any(|a| a.deployment == stable.name),
         unshifted: None,
         promoted_revision: None,
         kept_until: None,
@@ -76,6 +92,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
             template: None,
         },
         exposed: false,
+        warnings: Vec::new(),
         reached: Vec::new(),
         outcome: None,
         reason: None,
@@ -134,6 +151,10 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
             schedule.weight(schedule.len())
         ),
     );
+    if !warnings.is_empty() {
+        draft.note(Level::Warning, "PreflightWarning", warnings.join("; "));
+    }
+    rollout.warnings = warnings;
     draft.say(
         Phase::Pending,
         "CanaryStarting",
@@ -154,6 +175,9 @@ fn refused(message: &str) -> String {
 }
 
 fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
+    if findings.iter().any(|finding| finding.unwatched) {
+        draft.look_again(UNWATCHED);
+    }
     draft.stall(findings);
     Flow::Wait
 }
@@ -264,7 +288,7 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
 
 /// Somebody deleted what was made, or the operator died between the writes.
 fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
-    let ground = match preflight(draft.seen, draft.routing) {
+    let ground = match ground(draft.seen, draft.routing) {
         Ok(ground) => ground,
         Err(findings) => return stalled(draft, &findings),
     };

@@ -8,7 +8,7 @@ use super::{
     draft::{Draft, Flow, clock},
     ending,
     holding::{hold_until_deadline, resume, tampered, unready},
-    preflight::preflight,
+    preflight::ground,
     schedule,
     waiting::paused,
 };
@@ -170,7 +170,7 @@ fn passed(draft: &Draft<'_>, rollout: &Rollout) -> String {
 
 /// The one write to the user's Deployment: the same patch that was tried when the release started.
 fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    let ground = match preflight(draft.seen, draft.routing) {
+    let ground = match ground(draft.seen, draft.routing) {
         Ok(ground) => ground,
         Err(findings) => {
             draft.stall(&findings);
@@ -181,7 +181,11 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
-    let patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
+    let mut patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
+    if rollout.autoscaled && stable.replicas < rollout.capacity {
+        // All requests come back at once: the autoscaler would add the pods for them only after they are missed.
+        patch["spec"]["replicas"] = json!(rollout.capacity);
+    }
     let op = Op::StrategicMerge {
         version: stable.version.clone(),
         patch,

@@ -3,6 +3,8 @@
 //! Its controller swallows every mistake in these annotations (a bad weight is 0, a lost total makes 1 of 10,000
 //! one percent), so they are only ever written from a validated [`Weight`], weight and total in one write.
 
+mod stable;
+
 use super::{Route, Routing, Services, Split, leads_to};
 use crate::{
     api::{ANNOTATION_STEP, Header, Weight},
@@ -35,12 +37,21 @@ const COOKIE: &str = "canary-by-cookie";
 pub struct IngressNginx {
     /// The controller's `--annotations-prefix`.
     pub prefix: String,
+    /// `spec.controller` of the IngressClasses that it serves (its `--controller-class`).
+    pub controllers: Vec<String>,
+    /// Values of the annotation `kubernetes.io/ingress.class` that it serves (its `--ingress-class`).
+    pub classes: Vec<String>,
+    /// Whether it serves Ingresses without a class (its `--watch-ingress-without-class`).
+    pub classless: bool,
 }
 
 impl Default for IngressNginx {
     fn default() -> Self {
         Self {
             prefix: "nginx.ingress.kubernetes.io".to_owned(),
+            controllers: vec!["k8s.io/ingress-nginx".to_owned()],
+            classes: vec!["nginx".to_owned()],
+            classless: false,
         }
     }
 }
@@ -174,6 +185,18 @@ impl Routing for IngressNginx {
     fn exposes(&self, live: &Ingress) -> bool {
         let asked = |name| self.annotation(live, name).is_some_and(|text| !text.trim().is_empty());
         self.is_canary(live) && (self.split(live).weight > Weight::ZERO || asked(HEADER) || asked(COOKIE))
+    }
+
+    fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str> {
+        self.annotation(ingress, CANARY).filter(|_| !self.is_canary(ingress))
+    }
+
+    fn unserved(&self, ingress: &Ingress, controller: Option<&str>) -> Option<String> {
+        stable::unserved(self, ingress, controller)
+    }
+
+    fn cautions(&self, stable: &Ingress, service: &str) -> Vec<String> {
+        stable::cautions(self, stable, service)
     }
 }
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend}
 use serde_json::Value;
 
 /// The split that a canary Ingress is to express.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Split {
     /// Share of the requests that go to version 2.
     pub weight: Weight,
@@ -47,6 +47,16 @@ pub trait Routing: Send + Sync {
 
     /// Whether a live canary Ingress leads anybody to version 2: by weight, header or cookie.
     fn exposes(&self, live: &Ingress) -> bool;
+
+    /// What an Ingress says of being a canary, where its controller does not read that as yes.
+    fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str>;
+
+    /// Why no controller of this kind serves an Ingress; nothing where one does. `controller` is that of the IngressClass
+    /// that the Ingress names, if it names one.
+    fn unserved(&self, ingress: &Ingress, controller: Option<&str>) -> Option<String>;
+
+    /// What one of version 1's Ingresses does to the split of its requests to `service` that people do not expect.
+    fn cautions(&self, stable: &Ingress, service: &str) -> Vec<String>;
 }
 
 /// The two Services of a release.
@@ -80,4 +90,35 @@ pub fn paths(ingress: &Ingress) -> impl Iterator<Item = (Option<&str>, &HTTPIngr
 #[must_use]
 pub fn leads_to(backend: &IngressBackend, service: &str) -> bool {
     backend.service.as_ref().is_some_and(|s| s.name == service)
+}
+
+/// Stands for the hosts that a route without one takes.
+pub const ANY_HOST: &str = "hosts that no Ingress names";
+
+/// The hosts whose requests an Ingress leads to a Service, each once.
+#[must_use]
+pub fn claimed_hosts(ingress: &Ingress, service: &str) -> Vec<String> {
+    let default = ingress.spec.as_ref().and_then(|spec| spec.default_backend.as_ref());
+    let default = default.filter(|backend| leads_to(backend, service)).map(|_| ANY_HOST);
+    let leading = paths(ingress).filter(|(_, path)| leads_to(&path.backend, service));
+    let hosts = leading.map(|(host, _)| host.filter(|host| !host.is_empty()).unwrap_or(ANY_HOST));
+    let mut named = Vec::new();
+    for host in default.into_iter().chain(hosts) {
+        if !named.iter().any(|known| known == host) {
+            named.push(host.to_owned());
+        }
+    }
+    named
+}
+
+/// The ports of a Service that an Ingress leads to, as written: by number or by name.
+pub fn ports<'a>(ingress: &'a Ingress, service: &'a str) -> impl Iterator<Item = String> + 'a {
+    backends(ingress)
+        .filter(move |backend| leads_to(backend, service))
+        .filter_map(|backend| {
+            let port = backend.service.as_ref()?.port.as_ref()?;
+            port.name
+                .clone()
+                .or_else(|| port.number.map(|number| number.to_string()))
+        })
 }

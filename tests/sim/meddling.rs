@@ -370,9 +370,6 @@ fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_wa
             assert_ne!(owner.name, "bad", "a bug");
             self.0.canary(stable, name, owner, route)
         }
-        fn exposes(&self, live: &Ingress) -> bool {
-            self.0.exposes(live)
-        }
         fn correction(&self, live: &Ingress, wanted: &serde_json::Value) -> Option<serde_json::Value> {
             self.0.correction(live, wanted)
         }
@@ -381,6 +378,18 @@ fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_wa
         }
         fn split(&self, live: &Ingress) -> Split {
             self.0.split(live)
+        }
+        fn exposes(&self, live: &Ingress) -> bool {
+            self.0.exposes(live)
+        }
+        fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str> {
+            self.0.misread_canary(ingress)
+        }
+        fn unserved(&self, ingress: &Ingress, controller: Option<&str>) -> Option<String> {
+            self.0.unserved(ingress, controller)
+        }
+        fn cautions(&self, stable: &Ingress, service: &str) -> Vec<String> {
+            self.0.cautions(stable, service)
         }
     }
     let change = |mut settings: canary_operator::controller::Settings| {

@@ -69,6 +69,13 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
 - apiGroups: [networking.k8s.io]
   resources: [ingresses]
   verbs: [get, list, watch, create, patch, delete]
+# Whether an autoscaler or a disruption budget stands in the way of a release that is about to start.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list, watch]
@@ -82,4 +89,11 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- end }}
+
+{{/* What has no namespace: whether ingress-nginx serves the class of an Ingress. */}}
+{{- define "canary-operator.clusterRules" -}}
+- apiGroups: [networking.k8s.io]
+  resources: [ingressclasses]
+  verbs: [get]
 {{- end }}

@@ -2,7 +2,10 @@
 //!
 //! Evaluated without an API server, so that types and lengths (the schema's own part) are left to the tests on a real one.
 
-use crate::{api::CanaryRelease, release::schedule};
+use crate::{
+    api::CanaryRelease,
+    release::{check_windows, schedule},
+};
 use kube::{CustomResourceExt, core::cel::Validator};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -32,6 +35,15 @@ const HEADER_VALUE: &str =
     "ingress-nginx takes only letters, digits and - . _ ~ / : in a header's value, and ignores any other";
 const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : ^ $ [ ] ( ) { } * + ? | & = and backslashes in a pattern, and ignores any other";
 const NO_PATTERN: &str = "the pattern is no regular expression (RE2 syntax)";
+const CLOCK: &str = "a time of the day is hours and minutes with two digits each, such as 09:00, up to 24:00";
+const HALF_WINDOW: &str = "set from and to, or neither of them for whole days";
+const FROM_THE_END: &str = "from is a time from 00:00 to 23:59: only to may be 24:00, the end of the day";
+const EMPTY_WINDOW: &str = "from and to are the same time: leave both out for whole days";
+const DAYS: &str = "name each day once";
+const ZONE: &str = "a time zone is written as its name in the IANA database, such as Europe/Madrid or UTC";
+const DATE: &str =
+    "a date of this century is written as 2026-12-23, or with a time as 2026-12-23T18:00, without seconds or offset";
+const FREEZE: &str = "a freeze ends after it begins; a date alone is the midnight with which it begins, so that a freeze of one day ends with the next date";
 const NAME: &str = "metadata.name may have at most 63 characters: it becomes a label value";
 
 /// What the rules say about an object, each as `field: sentence`.
@@ -109,6 +121,7 @@ fn accepted(object: &Value) {
     let decoded: CanaryRelease =
         serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
     schedule(&decoded.spec).unwrap_or_else(|error| panic!("{object}: {error}"));
+    check_windows(&decoded.spec).unwrap_or_else(|error| panic!("{object}: {error}"));
 }
 
 #[track_caller]
@@ -280,6 +293,143 @@ fn a_header_is_one_that_nginx_takes() {
     }
 }
 
+fn window(window: Value) -> Value {
+    release(json!({"windows": [window]}))
+}
+
+fn hours(from: &str, to: &str) -> Value {
+    window(json!({"from": from, "to": to}))
+}
+
+fn freeze(from: &str, to: &str) -> Value {
+    release(json!({"freezes": [{"from": from, "to": to, "timeZone": "Europe/Madrid"}]}))
+}
+
+#[test]
+fn a_window_has_days_a_beginning_and_an_end() {
+    accepted(&window(json!({})));
+    accepted(&window(
+        json!({"days": ["Mon", "Tue", "Wed", "Thu"], "from": "09:00", "to": "17:00", "timeZone": "Europe/Madrid"}),
+    ));
+    accepted(&window(
+        json!({"days": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]}),
+    ));
+    for (from, to) in [("22:00", "02:00"), ("00:00", "24:00"), ("23:59", "00:00")] {
+        accepted(&hours(from, to));
+    }
+    refused(
+        &window(json!({"days": ["Mon", "Tue", "Mon"]})),
+        "spec.windows[0].days",
+        DAYS,
+    );
+    refused(&window(json!({"from": "09:00"})), "spec.windows[0]", HALF_WINDOW);
+    refused(&window(json!({"to": "17:00"})), "spec.windows[0]", HALF_WINDOW);
+    refused(&hours("09:00", "09:00"), "spec.windows[0]", EMPTY_WINDOW);
+    refused(&hours("00:00", "00:00"), "spec.windows[0]", EMPTY_WINDOW);
+    refused(&hours("24:00", "09:00"), "spec.windows[0]", FROM_THE_END);
+    refused(&hours("24:00", "24:00"), "spec.windows[0]", FROM_THE_END);
+    for time in [
+        "", "9:00", "0900", "09:60", "25:00", "24:01", "09:00:00", "9am", "-1:00", "09:00\n",
+    ] {
+        refused(&hours(time, "17:00"), "spec.windows[0].from", CLOCK);
+        refused(&hours("09:00", time), "spec.windows[0].to", CLOCK);
+    }
+}
+
+#[test]
+fn times_that_are_equal_and_no_times_are_told_as_no_times() {
+    let sentence = |field: &str| format!("spec.windows[0].{field}: {CLOCK}");
+    assert_eq!(refusals(&hours("9:00", "9:00")), [sentence("from"), sentence("to")]);
+}
+
+#[test]
+fn a_time_zone_looks_like_one() {
+    for zone in [
+        "UTC",
+        "Europe/Madrid",
+        "America/Argentina/Buenos_Aires",
+        "Etc/GMT+5",
+        "America/Port-au-Prince",
+    ] {
+        accepted(&window(json!({"timeZone": zone})));
+    }
+    for zone in [
+        "",
+        "+01:00",
+        "Europe/",
+        "Europe//Madrid",
+        "Europe / Madrid",
+        "Madrid, Spain",
+        "5",
+    ] {
+        refused(&window(json!({"timeZone": zone})), "spec.windows[0].timeZone", ZONE);
+        let frozen = json!({"from": "2026-12-23", "to": "2026-12-24", "timeZone": zone});
+        refused(&release(json!({"freezes": [frozen]})), "spec.freezes[0].timeZone", ZONE);
+    }
+}
+
+#[test]
+fn a_freeze_ends_after_it_begins() {
+    for (from, to) in [
+        ("2026-12-23T18:00", "2027-01-02T08:00"),
+        ("2026-12-23", "2026-12-24"),
+        ("2026-12-23", "2026-12-23T00:01"),
+        ("2026-12-23T23:59", "2026-12-24"),
+        ("2028-02-29", "2099-12-31"),
+    ] {
+        accepted(&freeze(from, to));
+    }
+    accepted(&release(json!({"freezes": []})));
+    for (from, to) in [
+        ("2027-01-02T08:00", "2026-12-23T18:00"),
+        ("2026-12-23T18:00", "2026-12-23T18:00"),
+        ("2026-12-23", "2026-12-23"),
+        ("2026-12-23", "2026-12-23T00:00"),
+        ("2026-12-23T00:00", "2026-12-23"),
+        ("2026-12-23T00:01", "2026-12-23"),
+        ("2026-12-24", "2026-12-23T23:59"),
+    ] {
+        refused(&freeze(from, to), "spec.freezes[0]", FREEZE);
+    }
+    for date in [
+        "",
+        "2026-02-30",
+        "2027-02-29",
+        "2026-13-01",
+        "1999-12-31",
+        "2126-01-01",
+        "2026-12-23T24:00",
+        "2026-12-23T18:00:00",
+        "2026-12-23T18:00Z",
+        "2026-12-23 18:00",
+        "23.12.2026",
+        "zzz",
+    ] {
+        refused(&freeze(date, "2026-01-01"), "spec.freezes[0].from", DATE);
+        refused(&freeze("2099-01-01", date), "spec.freezes[0].to", DATE);
+    }
+}
+
+#[test]
+fn windows_and_freezes_are_bounded_for_the_api_server_and_for_the_operator() {
+    let spec = &SCHEMA["properties"]["spec"]["properties"];
+    let (windows, freezes) = (&spec["windows"], &spec["freezes"]);
+    assert_eq!((&windows["minItems"], &windows["maxItems"]), (&json!(1), &json!(20)));
+    assert_eq!((&freezes["minItems"], &freezes["maxItems"]), (&Value::Null, &json!(50)));
+    let many = |field: &str, item: Value, count| release(json!({field: vec![item; count]}));
+    let date = json!({"from": "2026-12-23", "to": "2026-12-24"});
+    accepted(&many("windows", json!({}), 20));
+    accepted(&many("freezes", date.clone(), 50));
+    for more in [
+        many("windows", json!({}), 21),
+        many("windows", json!({}), 0),
+        many("freezes", date, 51),
+    ] {
+        let decoded: CanaryRelease = serde_json::from_value(more).unwrap();
+        check_windows(&decoded.spec).unwrap_err();
+    }
+}
+
 #[test]
 fn there_is_one_schedule() {
     let both = json!({"ramp": {"from": 10, "by": 10, "to": 50, "every": "1m"}});
@@ -390,6 +540,14 @@ fn every_rule_has_a_sentence_and_a_test() {
         HEADER_VALUE,
         HEADER_PATTERN,
         NO_PATTERN,
+        CLOCK,
+        HALF_WINDOW,
+        FROM_THE_END,
+        EMPTY_WINDOW,
+        DAYS,
+        ZONE,
+        DATE,
+        FREEZE,
     ];
     for sentence in found {
         assert!(tested.contains(&sentence.as_str()), "no test of: {sentence}");

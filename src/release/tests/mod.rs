@@ -11,4 +11,5 @@ mod promotion;
 mod steps;
 mod tell;
 mod testers;
+mod windows;
 mod world;

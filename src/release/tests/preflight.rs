@@ -3,10 +3,12 @@
 use super::world::*;
 use crate::{
     api::Phase,
-    release::{Kind, preflight},
+    observe::{Autoscaler, Budget, Class},
+    release::{Kind, Level, preflight, questions},
     routing::IngressNginx,
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 /// The findings as `Reason: message`.
 fn findings(world: &World) -> Vec<String> {
@@ -17,6 +19,43 @@ fn findings(world: &World) -> Vec<String> {
             .map(|f| format!("{}: {}", f.reason, f.message))
             .collect(),
     }
+}
+
+/// The warnings of a release that can start.
+fn warnings(world: &World) -> Vec<String> {
+    preflight(&world.seen(), &IngressNginx::default()).unwrap().warnings
+}
+
+fn annotated(name: &str, value: &str) -> Value {
+    json!({format!("nginx.ingress.kubernetes.io/{name}"): value})
+}
+
+/// Somebody else's Ingress on the host of `shop-ingress`.
+fn other_on_the_same_host(name: &str, annotations: Value) -> Value {
+    let mut ingress = ingress(name, "other");
+    ingress["metadata"]["annotations"] = annotations;
+    ingress["spec"]["rules"][0]["host"] = json!("shop-ingress.example");
+    ingress
+}
+
+fn autoscaler(deployment: &str, min: i32) -> Autoscaler {
+    Autoscaler {
+        name: "scaler".to_owned(),
+        deployment: deployment.to_owned(),
+        min,
+        max: 10,
+    }
+}
+
+fn budget(name: &str, selector: Value) -> Budget {
+    Budget {
+        name: name.to_owned(),
+        selector: serde_json::from_value(selector).unwrap(),
+    }
+}
+
+fn rule(world: World, change: impl FnOnce(&mut Value)) -> World {
+    world.edit(Kind::Ingress, "shop-ingress", |i| change(&mut i["spec"]["rules"][0]))
 }
 
 fn two_containers(world: World) -> World {
@@ -118,14 +157,238 @@ fn mistakes() -> Vec<(&'static str, World)> {
                 .without(Kind::Service, "shop")
                 .without(Kind::Ingress, "shop-ingress")
                 .with(service(long, json!({"app": "shop"})))
-                .with(ingress("shop-ingress", long)),
+                .with(ingress("shop-ingress", long))
+                .ready(long, 4),
         ),
         ("another release was there first", {
             let mut world = world();
             world.rivals = vec!["checkout".to_owned()];
             world
         }),
+        ("another release splits the Service's traffic", {
+            let mut world = world();
+            world.busy.insert("shop".to_owned(), "checkout".to_owned());
+            world
+        }),
+        ("version 1 has no ready endpoint", world().stable_ready(0)),
+        (
+            "somebody else's canary is on the same path",
+            world().with(other_on_the_same_host("theirs", annotated("canary", "true"))),
+        ),
+        (
+            "somebody else's canary takes what no host does",
+            rule(world(), |rule| drop(rule.as_object_mut().unwrap().remove("host"))).with({
+                let mut theirs = ingress("theirs", "other");
+                theirs["metadata"]["annotations"] = annotated("canary", "1");
+                theirs["spec"] = json!({"defaultBackend": {"service": {"name": "other", "port": {"number": 80}}}});
+                theirs
+            }),
+        ),
+        (
+            "somebody's canary is none to nginx",
+            world().with(other_on_the_same_host("theirs", annotated("canary", "yes"))),
+        ),
+        (
+            "an Ingress leads to the canary's Service",
+            world().with(ingress("theirs", "shop-v2")),
+        ),
+        (
+            "the IngressClass does not exist",
+            world().survey(|s| drop(s.classes.insert("nginx".to_owned(), Class::Missing))),
+        ),
+        (
+            "the IngressClass is another controller's",
+            world().survey(|s| {
+                drop(
+                    s.classes
+                        .insert("nginx".to_owned(), Class::Of("haproxy.org/ingress".to_owned())),
+                )
+            }),
+        ),
+        (
+            "the class of the annotation is not served",
+            world().edit(Kind::Ingress, "shop-ingress", |i| {
+                i["spec"].as_object_mut().unwrap().remove("ingressClassName");
+                i["metadata"]["annotations"] = json!({"kubernetes.io/ingress.class": "internal"});
+            }),
+        ),
+        (
+            "the Ingress has no class",
+            world().edit(Kind::Ingress, "shop-ingress", |i| {
+                i["spec"].as_object_mut().unwrap().remove("ingressClassName");
+            }),
+        ),
+        (
+            "an autoscaler counts the canary's pods",
+            world().survey(|s| s.autoscalers.push(autoscaler("shop-v2", 1))),
+        ),
+        (
+            "an autoscaler may take version 1 away",
+            world().survey(|s| s.autoscalers.push(autoscaler("shop", 0))),
+        ),
+        (
+            "the canary Ingress would be refused",
+            world().survey(|s| {
+                let why = "admission webhook \"policy.example\" denied the request: no canaries on Fridays";
+                s.refused.push(("shop-ingress-v2".to_owned(), why.to_owned()));
+            }),
+        ),
     ]
+}
+
+/// What somebody should know of each world.
+fn cautions() -> Vec<(&'static str, World)> {
+    let annotate = |annotations: Value| {
+        world().edit(Kind::Ingress, "shop-ingress", |i| {
+            i["metadata"]["annotations"] = annotations
+        })
+    };
+    vec![
+        (
+            "another Ingress shares the Service, and may",
+            world()
+                .with(ingress("web", "shop"))
+                .spec(json!({"target": {"ingresses": ["shop-ingress"]}, "traffic": {"allowSharedService": true}})),
+        ),
+        ("sessions stick", annotate(annotated("affinity", "cookie"))),
+        (
+            "requests are limited",
+            annotate(
+                json!({"nginx.ingress.kubernetes.io/limit-rpm": "175", "nginx.ingress.kubernetes.io/limit-connections": "5"}),
+            ),
+        ),
+        (
+            "the host is a wildcard",
+            rule(world(), |rule| rule["host"] = json!("*.example.com")),
+        ),
+        (
+            "there is no host, and a default backend too",
+            rule(world(), |rule| drop(rule.as_object_mut().unwrap().remove("host"))).edit(
+                Kind::Ingress,
+                "shop-ingress",
+                |i| i["spec"]["defaultBackend"] = json!({"service": {"name": "shop", "port": {"number": 80}}}),
+            ),
+        ),
+        (
+            "an autoscaler sets version 1's replicas",
+            world().survey(|s| s.autoscalers.push(autoscaler("shop", 2))),
+        ),
+        (
+            "a disruption budget does not hold for version 2",
+            world().survey(|s| s.budgets.push(budget("shop", json!({"matchLabels": {"app": "shop"}})))),
+        ),
+        (
+            "the IngressClass may not be read",
+            world().survey(|s| drop(s.classes.insert("nginx".to_owned(), Class::Unreadable))),
+        ),
+        (
+            "a webhook allows no trial",
+            world().survey(|s| {
+                let why = "admission webhook \"a.example\" does not support dry run";
+                s.untried.push(("shop-ingress-v2".to_owned(), why.to_owned()));
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn every_warning_says_what_follows_and_what_to_do() {
+    let told: String = cautions()
+        .iter()
+        .map(|(what, world)| format!("{what}\n  {}\n", warnings(world).join("\n  ")))
+        .collect();
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn a_release_with_a_warning_starts_tells_it_once_and_keeps_it_in_its_condition() {
+    for (what, world) in cautions() {
+        let told = warnings(&world);
+        assert_eq!(told.len(), 1, "{what}: {told:?}");
+        let decision = world.decide();
+        let events: Vec<_> = decision
+            .notes
+            .iter()
+            .filter(|n| n.reason == "PreflightWarning")
+            .collect();
+        assert_eq!(
+            (events.len(), events[0].level, &events[0].message),
+            (1, Level::Warning, &told[0]),
+            "{what}"
+        );
+        // What was asked before the start is known no more.
+        let mut world = world.rounds(1);
+        world.survey = None;
+        let passed = |world: &World| {
+            let conditions = world.decide().status.conditions;
+            let passed = conditions.into_iter().find(|c| c.type_ == "PreflightPassed").unwrap();
+            (passed.status, passed.reason, passed.message)
+        };
+        let expected = ("True".to_owned(), "FitsWithWarnings".to_owned(), told[0].clone());
+        assert_eq!(passed(&world), expected, "{what}");
+        for _ in 0..6 {
+            world = world.canary_ready(4).later(70).rounds(1);
+            assert_eq!(
+                world
+                    .decide()
+                    .notes
+                    .iter()
+                    .filter(|n| n.reason == "PreflightWarning")
+                    .count(),
+                0
+            );
+            assert_eq!(passed(&world), expected, "{what}");
+        }
+    }
+}
+
+#[test]
+fn warnings_keep_to_the_bounds_of_the_status() {
+    let many = (0..30).fold(world(), |world, n| {
+        world.with(ingress(&format!("{}-{n}", "long".repeat(60)), "shop"))
+    });
+    let many = many.spec(json!({"target": {"ingresses": ["shop-ingress"]}, "traffic": {"allowSharedService": true}}));
+    let told = warnings(&many);
+    assert_eq!((told.len(), told[0].chars().count()), (10, 500));
+}
+
+#[test]
+fn what_cannot_be_told_from_what_is_watched_is_looked_at_again_every_minute_while_it_stalls() {
+    for (what, world) in mistakes() {
+        let asked = questions(&world.seen(), &IngressNginx::default()).is_some();
+        let again = world.decide().again;
+        assert_eq!(again == Duration::from_secs(60), asked, "{what}: {again:?}");
+        assert!(again >= Duration::from_secs(60), "{what}: {again:?}");
+    }
+}
+
+#[test]
+fn the_api_server_is_asked_only_before_a_start() {
+    let asked = |world: &World| questions(&world.seen(), &IngressNginx::default());
+    let questions = asked(&world()).unwrap();
+    assert_eq!(questions.classes.iter().collect::<Vec<_>>(), ["nginx"]);
+    assert_eq!(questions.trials.len(), 1);
+    insta::assert_yaml_snapshot!(questions.trials[0].1);
+    assert_eq!(asked(&world().begun()), None, "under way");
+    assert_eq!(asked(&world().rolled_back()), None, "over");
+    assert_eq!(asked(&world().deleted()), None, "deleted");
+    assert_eq!(asked(&world().stable_ready(0)), None, "stalled on what is watched");
+    assert!(asked(&world().rolled_back().spec(json!({"canary": {"image": "shop:v3"}}))).is_some());
+    let left = world().routed().spec(json!({"canary": {"image": "shop:v3"}}));
+    let mut forgot = left;
+    forgot.release.status = None;
+    assert_eq!(asked(&forgot).unwrap().trials, [], "its own Ingress goes first");
+}
+
+#[test]
+fn a_round_that_was_not_told_the_answers_writes_nothing() {
+    let mut world = world();
+    world.survey = None;
+    let decision = world.decide();
+    assert_eq!(
+        (decision.status.phase, decision.writes.len()),
+        (Some(Phase::Stalled), 0)
+    );
 }
 
 #[test]
@@ -216,7 +479,61 @@ fn what_is_in_order_is_not_found_wanting() {
         ("two Ingresses, both meant", world().with(ingress("web", "shop"))),
         ("an Ingress of somebody else", world().with(ingress("web", "web"))),
         ("what this release made already", world().begun()),
+        (
+            "a canary on another path",
+            world().with({
+                let mut theirs = other_on_the_same_host("theirs", annotated("canary", "true"));
+                theirs["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/api");
+                theirs
+            }),
+        ),
+        (
+            "a canary on the same path, exactly",
+            world().with({
+                let mut theirs = other_on_the_same_host("theirs", annotated("canary", "true"));
+                theirs["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = json!("Exact");
+                theirs
+            }),
+        ),
+        (
+            "another Ingress at another port of the Service",
+            world()
+                .with({
+                    let mut web = ingress("web", "shop");
+                    web["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"] =
+                        json!({"name": "admin"});
+                    web
+                })
+                .spec(json!({"target": {"ingresses": ["shop-ingress"]}})),
+        ),
+        (
+            "a class by annotation",
+            world().edit(Kind::Ingress, "shop-ingress", |i| {
+                i["spec"].as_object_mut().unwrap().remove("ingressClassName");
+                i["metadata"]["annotations"] = json!({"kubernetes.io/ingress.class": "nginx"});
+            }),
+        ),
+        (
+            "an autoscaler and a budget of something else",
+            world().survey(|s| {
+                s.autoscalers.push(autoscaler("other", 0));
+                s.budgets
+                    .push(budget("other", json!({"matchLabels": {"app": "other"}})));
+            }),
+        ),
+        (
+            "budgets for both versions",
+            world().survey(|s| {
+                s.budgets.push(budget("v1", json!({"matchLabels": {"app": "shop"}})));
+                s.budgets.push(budget("v2", json!({"matchLabels": {"app": "shop-v2"}})));
+            }),
+        ),
+        (
+            "a budget for every pod",
+            world().survey(|s| s.budgets.push(budget("all", json!({})))),
+        ),
     ] {
         assert_eq!(findings(&world), [""; 0], "{what}");
+        assert_eq!(warnings(&world), [""; 0], "{what}");
     }
 }

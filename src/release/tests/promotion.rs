@@ -285,3 +285,20 @@ fn a_template_that_somebody_takes_back_while_finishing_ends_in_a_rollback() {
         (Stage::RollingBack, Some("PromotionFailed"))
     );
 }
+
+#[test]
+fn version_1_gets_back_the_pods_that_its_autoscaler_took_away() {
+    let autoscaler = crate::observe::Autoscaler {
+        name: "shop".to_owned(),
+        deployment: "shop".to_owned(),
+        min: 1,
+        max: 9,
+    };
+    let world = world()
+        .survey(|s| s.autoscalers.push(autoscaler))
+        .promoting()
+        .stable(|d| d["spec"]["replicas"] = json!(1));
+    let writes = writes(&world.later(6));
+    assert_eq!(writes.len(), 1);
+    assert!(writes[0].contains("\"replicas\":4"), "{writes:?}");
+}

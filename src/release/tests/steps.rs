@@ -237,3 +237,109 @@ fn a_canary_is_never_scaled_down_while_it_may_have_traffic() {
     let writes = writes(&world.later(66));
     assert!(writes.iter().all(|w| !w.contains("Deployment")), "{writes:?}");
 }
+
+/// 2026-01-05 is a Monday; the steps begin at 10:00.
+fn until_eleven() -> World {
+    world().spec(json!({"windows": [{"days": ["Mon"], "from": "09:00", "to": "10:01"}]}))
+}
+
+#[test]
+fn a_closed_window_keeps_the_weight_and_tells_when_it_rises() {
+    let story = until_eleven().at_first_step().later(6).round().later(60).round();
+    assert_eq!(story.rollout().step, 1);
+    let waiting = story.clone().later(6 * 86_400);
+    assert_eq!(waiting.decide().writes, []);
+    insta::assert_snapshot!(story.story);
+    let monday = story.later(7 * 86_400 - 3_600).rounds(1).canary_ready(2).rounds(1);
+    assert_eq!(monday.rollout().step, 2);
+}
+
+#[test]
+fn a_rollback_does_not_wait_for_a_window() {
+    let waiting = until_eleven().at_first_step().later(66).rounds(1).later(3_600);
+    assert_eq!(waiting.canary_crashes(None).rounds(1).split("shop-ingress-v2"), None);
+}
+
+#[test]
+fn a_freeze_says_why_and_until_when() {
+    let freeze = json!({"freezes": [{"from": "2026-01-05T10:01", "to": "2026-01-07T08:00", "reason": "stocktaking"}]});
+    insta::assert_snapshot!(world().spec(freeze).at_first_step().later(66).round().story);
+}
+
+#[test]
+fn a_wait_for_a_window_does_not_count_against_the_deadline_of_the_next_pods() {
+    let opened = until_eleven()
+        .at_first_step()
+        .later(66)
+        .rounds(1)
+        .later(7 * 86_400 - 3_600)
+        .rounds(1);
+    assert_eq!(opened.later(599).rounds(1).rollout().stage, Stage::Stepping);
+}
+
+#[test]
+fn a_time_zone_that_does_not_exist_stalls_a_new_release_and_holds_a_running_one() {
+    let madird = json!({"windows": [{"timeZone": "Europe/Madird"}]});
+    let stalled = world().spec(madird.clone()).decide();
+    assert_eq!(stalled.status.phase, Some(Phase::Stalled));
+    insta::assert_snapshot!(stalled.status.message.unwrap());
+    let running = world().at_first_step().spec(madird).later(66).decide();
+    assert_eq!((running.writes.len(), running.status.phase), (0, Some(Phase::Holding)));
+}
+
+#[test]
+fn interruptions_of_a_step_count_together_against_its_deadline() {
+    let mut flapping = world().at_first_step();
+    for _ in 0..9 {
+        flapping = flapping
+            .canary_ready(0)
+            .rounds(1)
+            .later(66)
+            .canary_ready(1)
+            .rounds(1)
+            .later(10);
+    }
+    assert_eq!(flapping.rollout().stage, Stage::Stepping);
+    let last = flapping.canary_ready(0).rounds(1).later(6).round();
+    assert_eq!(last.rollout().stage, Stage::RollingBack);
+    insta::assert_snapshot!(last.rollout().detail.clone().unwrap());
+}
+
+#[test]
+fn a_canary_of_somebody_else_that_appears_midway_holds_the_weight() {
+    let mut foreign = ingress("theirs", "theirs");
+    foreign["metadata"]["annotations"] =
+        json!({"nginx.ingress.kubernetes.io/canary": "true", "nginx.ingress.kubernetes.io/canary-weight": "50"});
+    foreign["spec"]["rules"][0]["host"] = json!("shop-ingress.example");
+    let held = world().at_first_step().with(foreign).later(66).decide();
+    assert_eq!(
+        phase_and_reason(&held),
+        (Some(Phase::Holding), "ForeignCanary".to_owned())
+    );
+    assert_eq!(held.writes, []);
+    insta::assert_snapshot!(held.status.message.unwrap());
+}
+
+#[test]
+fn a_route_of_somebody_else_to_version_2_that_appears_midway_holds_the_weight() {
+    let held = world()
+        .at_first_step()
+        .with(ingress("theirs", "shop-v2"))
+        .later(66)
+        .decide();
+    assert_eq!(
+        phase_and_reason(&held),
+        (Some(Phase::Holding), "CanaryServiceReferenced".to_owned())
+    );
+}
+
+#[test]
+fn pods_that_an_autoscaler_took_from_version_1_count_for_the_canary() {
+    let scaled_down = world().at_first_step().stable(|d| d["spec"]["replicas"] = json!(2));
+    let world = scaled_down.later(66).rounds(1);
+    assert_eq!(
+        world.objects[&(Kind::Deployment, "shop-v2".to_owned())]["spec"]["replicas"],
+        2,
+        "half of 4"
+    );
+}

@@ -3,7 +3,7 @@
 use super::super::{Decision, Kind, Op, decide};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, FINALIZER, Phase, Rollout, Weight},
-    observe::{Failure, Observed, Workload},
+    observe::{Class, Failure, Observed, Survey, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
     routing::{IngressNginx, Routing, Split},
@@ -30,6 +30,8 @@ pub struct World {
     pub merge_refused: Option<String>,
     pub merge_unasked: bool,
     pub rivals: Vec<String>,
+    pub busy: BTreeMap<String, String>,
+    pub survey: Option<Survey>,
     pub now: Timestamp,
     pub story: String,
     versions: u64,
@@ -49,6 +51,11 @@ pub fn world() -> World {
         merge_refused: None,
         merge_unasked: false,
         rivals: Vec::new(),
+        busy: BTreeMap::new(),
+        survey: Some(Survey {
+            classes: BTreeMap::from([("nginx".to_owned(), Class::Of("k8s.io/ingress-nginx".to_owned()))]),
+            ..Default::default()
+        }),
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         story: String::new(),
         versions: 1,
@@ -285,6 +292,8 @@ impl World {
             failure: self.failure.clone(),
             merged,
             rivals: self.rivals.clone(),
+            busy: self.busy.clone(),
+            survey: self.survey.clone(),
         }
     }
 
@@ -306,6 +315,12 @@ impl World {
             let decision = self.decide();
             self = self.perform(&decision);
         }
+        self
+    }
+
+    /// The API server answers something else to what is asked before a start.
+    pub fn survey(mut self, change: impl FnOnce(&mut Survey)) -> Self {
+        change(self.survey.as_mut().unwrap());
         self
     }
 

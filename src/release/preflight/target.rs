@@ -1,69 +1,21 @@
-//! Whether a release can start: everything that must be there, and nothing that would be hurt.
+//! The Deployment, its Service and its Ingresses: that they are there, one of each meant, and in a state to be released.
 
+use super::Finding;
 use crate::{
-    observe::Observed,
-    render::{matches, owned_by},
-    routing::{Routing, backends, leads_to},
+    observe::{Observed, Workload},
+    render::matches,
+    routing::{Routing, backends, leads_to, ports},
 };
 use k8s_openapi::{
     api::{core::v1::Service, networking::v1::Ingress},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Something that keeps a release from starting.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// CamelCase word for condition and event.
-    pub reason: &'static str,
-    /// Names the objects, what is wrong and the remedy.
-    pub message: String,
-}
-
-impl Finding {
-    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
-    }
-}
-
-/// What a release stands on, found and fitting.
-#[derive(Clone, Debug)]
-pub struct Ground {
-    /// Version 1's Service.
-    pub service: Arc<Service>,
-    /// Version 1's Ingresses that lead to it.
-    pub ingresses: Vec<Arc<Ingress>>,
-    /// The container that gets version 2's image.
-    pub container: String,
-    /// Every selector that must not match version 2's pods, with the name of its object.
-    pub selectors: Vec<(String, LabelSelector)>,
-}
-
-/// Finds what the release stands on, or everything that is wrong at once.
-///
-/// # Errors
-/// Findings, each with the remedy.
-pub fn preflight(seen: &Observed, routing: &dyn Routing) -> Result<Ground, Vec<Finding>> {
-    let spec = &seen.release.spec;
-    let Some(stable) = &seen.stable else {
-        let message = format!(
-            "Deployment {} does not exist: create it, or correct spec.target.deployment",
-            spec.target.deployment
-        );
-        return Err(vec![Finding::new("TargetNotFound", message)]);
-    };
+/// What of the Deployment itself keeps it from being released, or from being promoted later.
+pub(super) fn condition(stable: &Workload) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Some(rival) = seen.rivals.first() {
-        let message = format!(
-            "CanaryRelease {rival} already releases Deployment {}: delete one of the two",
-            stable.name
-        );
-        findings.push(Finding::new("TargetTaken", message));
-    }
     if stable.replicas == 0 {
         let message = format!(
             "Deployment {} has 0 replicas, so version 1 serves nothing to compare with: scale it up",
@@ -81,33 +33,11 @@ pub fn preflight(seen: &Observed, routing: &dyn Routing) -> Result<Ground, Vec<F
         );
         findings.push(Finding::new("TargetRecreates", message));
     }
-    let container = container(spec, stable).map_err(|finding| findings.push(finding)).ok();
-    let service = service(seen, routing, &stable.pod_labels())
-        .map_err(|finding| findings.push(finding))
-        .ok();
-    let ingresses = service
-        .as_ref()
-        .map(|service| ingresses(seen, routing, &service.name_any()));
-    let ingresses = ingresses.and_then(|found| found.map_err(|finding| findings.push(finding)).ok());
-    if let (Some(service), Some(ingresses)) = (&service, &ingresses) {
-        findings.extend(taken_names(seen, &service.name_any(), ingresses));
-    }
-    match (container, service, ingresses) {
-        (Some(container), Some(service), Some(ingresses)) if findings.is_empty() => {
-            let selectors = selectors(seen, stable);
-            Ok(Ground {
-                service,
-                ingresses,
-                container,
-                selectors,
-            })
-        }
-        _ => Err(findings),
-    }
+    findings
 }
 
 /// The container that gets the image: the named one, or the only one.
-fn container(spec: &crate::api::CanaryReleaseSpec, stable: &crate::observe::Workload) -> Result<String, Finding> {
+pub(super) fn container(spec: &crate::api::CanaryReleaseSpec, stable: &Workload) -> Result<String, Finding> {
     let names = stable.container_names();
     match (&spec.canary.container, names.as_slice()) {
         (Some(wanted), names) if names.contains(wanted) => Ok(wanted.clone()),
@@ -137,7 +67,11 @@ fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
 }
 
 /// The named Service, or the only one that selects the pods and that an Ingress leads to.
-fn service(seen: &Observed, routing: &dyn Routing, pods: &BTreeMap<String, String>) -> Result<Arc<Service>, Finding> {
+pub(super) fn service(
+    seen: &Observed,
+    routing: &dyn Routing,
+    pods: &BTreeMap<String, String>,
+) -> Result<Arc<Service>, Finding> {
     let target = &seen.release.spec.target;
     let deployment = &target.deployment;
     if let Some(name) = &target.service {
@@ -188,9 +122,17 @@ fn service(seen: &Observed, routing: &dyn Routing, pods: &BTreeMap<String, Strin
     }
 }
 
-/// The named Ingresses, or all that lead to the Service. Naming only some of them is refused: the controller
-/// canaries the Service, so the others would be canaried unasked.
-fn ingresses(seen: &Observed, routing: &dyn Routing, service: &str) -> Result<Vec<Arc<Ingress>>, Finding> {
+/// Version 1's Ingresses.
+pub(super) struct Routes {
+    /// Those that the release splits.
+    pub released: Vec<Arc<Ingress>>,
+    /// Others that lead to the same port of the Service.
+    pub shared: Vec<Arc<Ingress>>,
+}
+
+/// The named Ingresses, or all that lead to the Service. Naming only some of them is refused unless it is meant: the
+/// controller canaries the Service's port, so the others are canaried unasked.
+pub(super) fn ingresses(seen: &Observed, routing: &dyn Routing, service: &str) -> Result<Routes, Finding> {
     let leading: Vec<_> = seen
         .ingresses
         .iter()
@@ -203,7 +145,10 @@ fn ingresses(seen: &Observed, routing: &dyn Routing, service: &str) -> Result<Ve
                 "IngressNotFound",
                 format!("no Ingress leads to Service {service}: create one, so that there is traffic to split"),
             )),
-            _ => Ok(leading),
+            _ => Ok(Routes {
+                released: leading,
+                shared: Vec::new(),
+            }),
         };
     };
     for name in named {
@@ -220,68 +165,29 @@ fn ingresses(seen: &Observed, routing: &dyn Routing, service: &str) -> Result<Ve
             return Err(Finding::new("IngressMismatch", message));
         }
     }
-    match leading.iter().find(|i| !named.contains(&i.name_any())) {
-        Some(other) => Err(Finding::new(
+    let (released, others): (Vec<_>, Vec<_>) = leading.into_iter().partition(|i| named.contains(&i.name_any()));
+    // A port by name and the same port by number are two upstreams to the controller: only the same one is canaried.
+    let canaried: Vec<_> = released.iter().flat_map(|i| ports(i, service)).collect();
+    let shared: Vec<_> = others
+        .into_iter()
+        .filter(|i| ports(i, service).any(|port| canaried.contains(&port)))
+        .collect();
+    let traffic = seen.release.spec.traffic.as_ref();
+    match shared.first() {
+        Some(other) if !traffic.is_some_and(|traffic| traffic.allow_shared_service) => Err(Finding::new(
             "ServiceShared",
             format!(
-                "Ingress {} leads to Service {service} too and ingress-nginx would send its requests to version 2 as well: add it to spec.target.ingresses, or give it a Service of its own",
+                "Ingress {} leads to Service {service} too and ingress-nginx would send its requests to version 2 as well: add it to spec.target.ingresses, give it a Service of its own, or set spec.traffic.allowSharedService",
                 other.name_any()
             ),
         )),
-        None => Ok(leading),
+        _ => Ok(Routes { released, shared }),
     }
-}
-
-/// Objects that have a name which the canary needs, and belong to somebody else.
-fn taken_names(seen: &Observed, service: &str, ingresses: &[Arc<Ingress>]) -> Vec<Finding> {
-    let spec = &seen.release.spec;
-    let uid = seen.release.uid().unwrap_or_default();
-    let suffix = &spec.canary.suffix;
-    let mut taken = Vec::new();
-    let name = format!("{}{suffix}", spec.target.deployment);
-    if seen.deployment_names.contains(&name) && !seen.own_deployments.iter().any(|own| own.name == name) {
-        taken.push(format!("Deployment {name}"));
-    }
-    let name = format!("{service}{suffix}");
-    if seen
-        .services
-        .iter()
-        .any(|s| s.name_any() == name && !owned_by(s.meta(), &uid))
-    {
-        taken.push(format!("Service {name}"));
-    }
-    for stable in ingresses {
-        let name = format!("{}{suffix}", stable.name_any());
-        if seen
-            .ingresses
-            .iter()
-            .any(|i| i.name_any() == name && !owned_by(i.meta(), &uid))
-        {
-            taken.push(format!("Ingress {name}"));
-        }
-    }
-    let mut findings: Vec<_> = taken
-        .into_iter()
-        .map(|object| {
-            Finding::new(
-                "NameTaken",
-                format!("{object} exists and is not this release's: delete it, or choose another spec.canary.suffix"),
-            )
-        })
-        .collect();
-    let service = format!("{service}{suffix}");
-    if service.len() > 63 {
-        let message = format!(
-            "the canary's Service would be named {service}, longer than the 63 characters that a Service may have: choose a shorter spec.canary.suffix"
-        );
-        findings.push(Finding::new("NameTooLong", message));
-    }
-    findings
 }
 
 /// Whatever selects version 1's pods would select version 2's, were their labels the same: the Deployment, and every
 /// Service, for a Service that is not routed by an Ingress would send version 2 requests that no weight governs.
-fn selectors(seen: &Observed, stable: &crate::observe::Workload) -> Vec<(String, LabelSelector)> {
+pub(super) fn selectors(seen: &Observed, stable: &Workload) -> Vec<(String, LabelSelector)> {
     let pods = stable.pod_labels();
     let deployment = (format!("Deployment {}", stable.name), stable.selector.clone());
     let services = seen.services.iter().filter(|s| selects(s, &pods)).map(|service| {
