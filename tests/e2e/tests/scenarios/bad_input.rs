@@ -126,6 +126,9 @@ const MISTAKES: &[Mistake] = &[
 
 const TOO_SHORT: &str = "should be at least 1 chars long";
 const BOOLEAN: &str = "must be of type boolean";
+const TIME_OF_DAY: &str = "a time of the day is hours and minutes with two digits each, such as 09:00";
+const TIME_ZONE: &str = "a time zone is written as its name in the IANA database";
+const DATE: &str = "a date of this century is written as 2026-12-23, or with a time as 2026-12-23T18:00";
 const HEADER_NAME: &str = "the name of a header has letters, digits and dashes";
 const HEADER_VALUE: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : in a header's value";
 const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : ^ $ [ ]";
@@ -202,6 +205,26 @@ const FIELDS: &[WrongField] = &[
     ("rollback", || json!({}), "Required value"),
     ("progressDeadline", || json!("0.5"), DURATION),
     ("paused", || json!("false"), BOOLEAN),
+    ("windows[].days[]", || json!("Someday"), "Unsupported value"),
+    ("windows[].days", || json!(["Mon", "Mon"]), "name each day once"),
+    ("windows[].from", || json!("9:00"), TIME_OF_DAY),
+    ("windows[].from", || json!("24:00"), "only to may be 24:00"),
+    ("windows[].to", || json!("25:00"), TIME_OF_DAY),
+    ("windows[].timeZone", || json!("+02:00"), TIME_ZONE),
+    (
+        "windows[]",
+        || json!({"from": "09:00"}),
+        "set from and to, or neither of them for whole days",
+    ),
+    ("freezes[].from", || json!("2026-02-30"), DATE),
+    ("freezes[].from", || json!("23.12.2026"), DATE),
+    ("freezes[].to", || json!("2027-01-02T08:00:00Z"), DATE),
+    ("freezes[].timeZone", || json!("Central Europe"), TIME_ZONE),
+    (
+        "freezes[].reason",
+        || json!("x".repeat(201)),
+        "may not be more than 200",
+    ),
 ];
 
 /// A good release that has every field but those which exclude another.
@@ -219,6 +242,8 @@ fn whole_release(with_ramp: bool) -> Value {
     spec["rollback"] = json!({"keepFor": "1h"});
     spec["progressDeadline"] = "10m".into();
     spec["paused"] = true.into();
+    spec["windows"] = json!([{"days": ["Mon"], "from": "09:00", "to": "17:00", "timeZone": "Europe/Madrid"}]);
+    spec["freezes"] = json!([{"from": "2026-12-23", "to": "2027-01-02", "timeZone": "UTC", "reason": "holidays"}]);
     if with_ramp {
         only_ramp(&mut release, ramp("10", "10", "50"));
     }

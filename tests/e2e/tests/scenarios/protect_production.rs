@@ -157,18 +157,23 @@ fn every_replica_answers(scene: &Scene, app: &App, version: &str) -> Result<()> 
     let request = app.answers_at.first().context("it answers nowhere")?;
     let pods = app.pods(&scene.namespace)?;
     ensure!(pods.len() == REPLICAS as usize, "{} has the pods {pods:?}", app.name());
-    // Of 200 random picks among four, one is left out once in 10^24.
-    let answers = Load::exactly(scene.cluster, request.clone(), 200, 200)?;
-    let tally = Tally::of(&answers);
-    tally.all_well("to every replica")?;
-    splits(&tally, version, 100, "to every replica")?;
-    let answered: BTreeSet<_> = answers.into_iter().filter_map(|answer| answer.pod).collect();
-    ensure!(
-        answered == pods,
-        "{answered:?} answered for {}, whose pods are {pods:?}",
-        app.name()
-    );
-    Ok(())
+    // nginx learns of them one by one.
+    until("every replica answers", Duration::from_secs(30), || {
+        // Of 200 random picks among four, one is left out once in 10^24.
+        let answers = Load::exactly(scene.cluster, request.clone(), 200, 200)?;
+        let tally = Tally::of(&answers);
+        tally.all_well("to every replica")?;
+        splits(&tally, version, 100, "to every replica")?;
+        let answered: BTreeSet<_> = answers.into_iter().filter_map(|answer| answer.pod).collect();
+        Ok(if answered == pods {
+            Ok(())
+        } else {
+            Err(format!(
+                "{answered:?} answered for {}, whose pods are {pods:?}",
+                app.name()
+            ))
+        })
+    })
 }
 
 /// `ab` finds version 2 behind this share of `count` requests.
