@@ -302,6 +302,16 @@ impl<'a> Release<'a> {
         self.until_unless(what, within, &["Promoted", "RolledBack"], wanted)
     }
 
+    /// The same for a release that has ended and was told to start again.
+    pub fn until_even_from_the_end(
+        &self,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Moment) -> bool,
+    ) -> Result<Moment> {
+        self.until_unless(what, within, &[], wanted)
+    }
+
     fn until_unless(
         &self,
         what: &str,

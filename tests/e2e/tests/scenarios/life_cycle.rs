@@ -8,7 +8,8 @@ use canary_e2e::{
     app::App,
     exercise::image,
     load::{Load, Tally, sent_between},
-    release::{HistoryEntry, LABEL, Moment, Release},
+    process::until,
+    release::{Event, HistoryEntry, LABEL, Moment, Release},
     scene::{Outcome, Scene, play},
     watch::Watch,
 };
@@ -135,44 +136,60 @@ fn a_release_aborted_at_a_step_gives_all_traffic_back() -> Outcome {
 }
 
 #[test]
-fn an_aborted_release_keeps_its_deployment_without_traffic_and_starts_again_by_command() -> Outcome {
-    let spec = json!({"steps": [{"weight": 50, "hold": hold(LONG)}], "rollback": {"keepFor": "10m"}});
-    under_traffic_with("retry", spec, |stage| {
-        let kept = |what: &str| stage.scene.namespace.names(what, LABEL);
+fn an_aborted_release_starts_again_by_the_command_for_it_alone() -> Outcome {
+    under_traffic("retry", json!([{"weight": 50, "hold": hold(LONG)}]), |stage| {
         let first = stage.release.until_live("50", LONG, TO_BE_LIVE)?;
         stage.command("abort")?;
         let aborted = stage.release.until("it is recorded as aborted", TO_BE_LIVE, |moment| {
             newest(moment).is_ok_and(|entry| entry.outcome == "Aborted")
         })?;
         stage.all_of("v1", aborted.at, "after the abort")?;
-        ensure!(
-            kept("deployments")?.len() == 1 && kept("ingresses")?.is_empty(),
-            "after the abort there are {:?}",
-            kept("deployments,services,ingresses")?
-        );
-        // Of a release that is not this one.
+        // For another release than this one.
         stage.release.command("retry/0000000000")?;
-        let ignored = stage.release.events()?;
-        ensure!(
-            ignored
-                .iter()
-                .any(|event| event.reason == "CommandIgnored" && event.note.contains(&first.status.revision)),
-            "no event tells of the command for another revision: {ignored:?}"
-        );
+        until("an event tells of the command that is ignored", TO_BE_LIVE, || {
+            let events = stage.release.events()?;
+            let ignored =
+                |event: &Event| event.reason == "CommandIgnored" && event.note.contains(&first.status.revision);
+            Ok(if events.iter().any(ignored) {
+                Ok(())
+            } else {
+                Err(format!("{events:?}"))
+            })
+        })?;
         stage.command("retry")?;
+        stage
+            .release
+            .until_even_from_the_end("it starts again", TO_BE_LIVE, |moment| {
+                moment.status.stage() == "Preparing"
+            })?;
         let second = stage.release.until_live("50", LONG, TO_BE_LIVE)?;
         stage.wait_for_answers(second.at + Duration::from_secs(5))?;
         let again = stage
             .load
             .look(|answers| Tally::of(sent_between(answers, second.at, Timestamp::MAX)));
-        splits(&again, "v3", 50, "after the release was tried again")?;
-        // A kept Deployment goes with its release.
-        stage.command("abort")?;
-        stage.release.until("it is aborted again", TO_BE_LIVE, |moment| {
-            moment.status.history.len() == 2
-        })?;
+        splits(&again, "v3", 50, "after the release started again")?;
         stage.release.delete(TO_BE_LIVE)?;
         stage.all_of("v1", Timestamp::now(), "after the deletion")
+    })
+}
+
+#[test]
+fn a_version_that_crashes_is_kept_without_traffic_for_a_look_and_goes_with_its_release() -> Outcome {
+    let spec = json!({
+        "canary": {"image": image("v2")},
+        "steps": [{"weight": 50, "hold": "1s"}],
+        "rollback": {"keepFor": "10m"},
+    });
+    under_traffic_with("keep-for", spec, |stage| {
+        let begun = Timestamp::now();
+        stage.release.until_phase("RolledBack", TO_BE_LIVE)?;
+        let left = stage.scene.namespace.names("deployments,services,ingresses", LABEL)?;
+        ensure!(
+            left == ["deployment.apps/shop-canary"],
+            "after the rollback there are {left:?}"
+        );
+        stage.release.delete(TO_BE_LIVE)?;
+        stage.all_of("v1", begun, "while version 2 crashed")
     })
 }
 
