@@ -4,6 +4,7 @@
 //! [`cluster`] applies the writes that were decided, and the status is written last. [`controller`] drives the rounds;
 //! [`rehearse`] is a cluster in memory in which the same controller runs in virtual time.
 
+pub mod analysis;
 pub mod api;
 pub mod cluster;
 pub mod controller;

@@ -184,7 +184,7 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let mut patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
     if rollout.autoscaled && stable.replicas < rollout.capacity {
         // All requests come back at once: the autoscaler would add the pods for them only after they are missed.
-        patch["spec"]["replicas"] = json!(rollout.capacity);
+        json_patch::merge(&mut patch, &json!({"spec": {"replicas": rollout.capacity}}));
     }
     let op = Op::StrategicMerge {
         version: stable.version.clone(),
