@@ -7,7 +7,7 @@ use canary_e2e::{
     load::{Load, Request, Tally, burst},
     namespace::Namespace,
     process::until,
-    release::{LABEL, WeightSeen, weights_seen},
+    release::{Event, LABEL, Release, WeightSeen, weights_seen},
     scene::Scene,
     stats::{FALSE_ALARM, binomial_bounds},
     watch::Watch,
@@ -54,6 +54,17 @@ pub fn splits(tally: &Tally, canary: &str, percent: u32, during: &str) -> Result
     ensure!(
         tally.versions.values().sum::<u32>() == tally.total && tally.versions.len() <= 2,
         "{during}, answers came from elsewhere than the two versions: {tally}"
+    );
+    Ok(())
+}
+
+/// An error where no event about the release warns with these words.
+pub fn warned(release: &Release<'_>, words: &str) -> Result<()> {
+    let events = release.events()?;
+    let warns = |event: &&Event| event.reason == "PreflightWarning" && event.note.contains(words);
+    ensure!(
+        events.iter().any(|event| warns(&event)),
+        "no event warns that {words}: {events:?}"
     );
     Ok(())
 }

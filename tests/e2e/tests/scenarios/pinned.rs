@@ -14,7 +14,7 @@ use canary_e2e::{
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::common::{SETTLE, nothing_of_the_canary_left, splits, watch_ingresses};
+use crate::common::{SETTLE, nothing_of_the_canary_left, splits, warned, watch_ingresses};
 
 const HOLD: Duration = Duration::from_secs(600);
 const COOKIE: &str = "route";
@@ -51,6 +51,7 @@ fn pinned(scene: &Scene, back: impl FnOnce(&Release<'_>) -> Result<()>) -> Resul
     let release = Release::apply(namespace, &object)?;
     let live = release.until_live("50", HOLD, Duration::from_secs(90))?;
 
+    warned(&release, "Ingress shop has session affinity")?;
     let cookie = cookie_of_version_two(scene, &Request::to(&host))?;
     let load = scene.load(Request::to(&host).cookie(&cookie), 50, Duration::from_secs(300))?;
     load.until_answers(200, Duration::from_secs(30))?;

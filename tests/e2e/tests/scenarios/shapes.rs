@@ -18,7 +18,7 @@ use canary_e2e::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::common::{nothing_of_the_canary_left, settle, shares, watch_ingresses};
+use crate::common::{nothing_of_the_canary_left, settle, shares, warned, watch_ingresses};
 
 const HOLD: Duration = Duration::from_secs(600);
 const TO_BE_LIVE: Duration = Duration::from_secs(90);
@@ -180,7 +180,8 @@ fn every_host_below_a_wildcard_gets_its_share() -> Outcome {
             ..app
         };
         app.deploy(&scene.namespace)?;
-        at_thirty(scene, &app, json!({}))?;
+        let release = at_thirty(scene, &app, json!({}))?;
+        warned(&release, "ingress-nginx by default counts no requests of")?;
         let cases = [
             ("one host", below("one"), WEIGHT),
             ("another host", below("two"), WEIGHT),
@@ -198,6 +199,7 @@ fn behind_the_catch_all(scene: &Scene, app: &App, cases: &[(&str, Request, u32)]
     let _alone = CATCH_ALL.lock().unwrap_or_else(PoisonError::into_inner);
     app.deploy(&scene.namespace)?;
     let release = at_thirty(scene, app, json!({}))?;
+    warned(&release, "ingress-nginx by default counts no requests of")?;
     shares(scene, "v3", cases, "behind the catch-all")?;
     release.delete(Duration::from_secs(60))?;
     nothing_of_the_canary_left(&scene.namespace)?;
@@ -265,6 +267,7 @@ fn nothing_else_of_an_elaborate_ingress_is_on_the_canary_ingress() -> Outcome {
         let restarts = restarts_of_the_controller(scene)?;
 
         let release = at_thirty(scene, &app, json!({}))?;
+        warned(&release, "Ingress shop has session affinity")?;
         let rules = json!([rule(&host, json!([path("/", "shop-canary")]))]);
         has_rules(namespace, "shop-canary", rules, json!({"ingressClassName": "nginx"}))?;
         let metadata = namespace.get(&["ingress", "shop-canary"])?["metadata"].clone();
