@@ -65,6 +65,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         started_at: now.clone(),
         waiting_since: now,
         weight_since: None,
+        proven: None,
+        split_differs: None,
         interrupted_since: None,
         interrupted_for: None,
         approved: None,

@@ -9,6 +9,7 @@ use super::{
     ending,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
+    proof::contradiction,
     schedule,
     waiting::paused,
 };
@@ -66,6 +67,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
+    }
+    if let Some(why) = contradiction(draft, &mut rollout, split.weight) {
+        return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);
     if let Some(barrier) = paused(draft, "promotion") {

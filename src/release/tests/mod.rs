@@ -8,6 +8,7 @@ mod invariants;
 mod preflight;
 mod preparing;
 mod promotion;
+mod proof;
 mod steps;
 mod tell;
 mod testers;
