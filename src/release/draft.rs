@@ -22,6 +22,9 @@ use std::{sync::Arc, time::Duration};
 /// An idle look-in, in case an event was lost; costs no request.
 pub(super) const IDLE: Duration = Duration::from_secs(300);
 
+/// What is told while pods are waited for that a weight needs.
+pub(super) const SCALING: &str = "ScalingCanary";
+
 /// Whether a stage has said all it can, or another stage goes on in the same round.
 pub(super) enum Flow {
     Wait,
@@ -219,9 +222,13 @@ impl<'a> Draft<'a> {
         let Some(canary) = self.canary(rollout) else {
             return false;
         };
-        if canary.replicas < pods {
-            // The operator may have been away since the last wait: these pods were asked for only now.
+        let ready = usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods);
+        let asks = canary.replicas < pods;
+        if asks || !(ready || self.said(SCALING)) {
+            // The operator may have been away, or waited without a deadline for a person: this wait begins only now.
             rollout.waiting_since = MicroTime(self.now);
+        }
+        if asks {
             let patch = json!({"spec": {"replicas": pods}});
             self.write(
                 Kind::Deployment,
@@ -234,7 +241,7 @@ impl<'a> Draft<'a> {
             );
             return false;
         }
-        usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
+        ready
     }
 
     /// Takes pods away that are not to be had, where no share of the traffic needs them.

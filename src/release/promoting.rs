@@ -5,7 +5,7 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    draft::{Draft, Flow, clock},
+    draft::{Draft, Flow, SCALING, clock},
     ending,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
@@ -120,7 +120,7 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
     let waiting = format!(
         "waiting for {need} ready pods of Deployment {name}, which then carry all requests while version 1's are replaced"
     );
-    let what = (Phase::Promoting, "ScalingCanary", waiting);
+    let what = (Phase::Promoting, SCALING, waiting);
     Some(ending::wait_for_progress(draft, rollout.clone(), what, late))
 }
 

@@ -302,3 +302,14 @@ fn version_1_gets_back_the_pods_that_its_autoscaler_took_away() {
     assert_eq!(writes.len(), 1);
     assert!(writes[0].contains("\"replicas\":4"), "{writes:?}");
 }
+
+#[test]
+fn a_pod_lost_after_a_long_wait_for_people_has_the_whole_deadline_to_come_back() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    for patch in [gitops, json!({"paused": true})] {
+        let waiting = world().promoting().spec(patch).later(6).rounds(1).later(86_400);
+        let lost = waiting.canary_ready(3).rounds(1);
+        assert_eq!(lost.clone().later(599).rounds(1).rollout().stage, Stage::Promoting);
+        assert_eq!(lost.later(600).rounds(1).rollout().stage, Stage::RollingBack);
+    }
+}
