@@ -6,7 +6,7 @@ use crate::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
-    observe::{Observed, Workload},
+    observe::{Observed, Workload, revision},
     render::{Owner, owned_by},
     routing::{Route, Routing, Services, Split},
 };
@@ -261,8 +261,9 @@ impl<'a> Draft<'a> {
     }
 
     /// Makes every canary Ingress express `split`; returns whether that took a write.
-    pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
+    pub fn steer(&mut self, rollout: &mut Rollout, split: Split, why: &str) -> bool {
         let ops = self.steering(rollout, split);
+        rollout.expressed = Some(self.expression(split));
         let wrote = !ops.is_empty();
         for (name, op) in ops {
             self.write(Kind::Ingress, &name, op, why);
@@ -273,6 +274,11 @@ impl<'a> Draft<'a> {
         wrote
     }
 
+    /// Stands for all that is asked of the canary Ingresses.
+    pub fn expression(&self, split: Split) -> String {
+        revision(&json!([split.weight, split.step, self.seen.release.spec.traffic]))
+    }
+
     /// A canary Ingress that does not express `split`.
     pub fn strays(&self, rollout: &Rollout, split: Split) -> Option<String> {
         self.steering(rollout, split).into_iter().map(|(name, _)| name).next()
@@ -280,7 +286,7 @@ impl<'a> Draft<'a> {
 
     /// What it takes until every canary Ingress expresses `split`, by name.
     fn steering(&self, rollout: &Rollout, split: Split) -> Vec<(String, Op)> {
-        let suffix = &self.seen.release.spec.canary.suffix;
+        let suffix = rollout.suffix();
         let owner = self.owner();
         let own: Vec<_> = self.own_ingresses().collect();
         let services = Services {

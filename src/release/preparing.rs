@@ -65,6 +65,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         started_at: now.clone(),
         waiting_since: now,
         weight_since: None,
+        expressed: None,
         interrupted_since: None,
         interrupted_for: None,
         approved: None,

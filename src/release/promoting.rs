@@ -31,7 +31,7 @@ pub(super) fn committed(draft: &Draft<'_>, rollout: &Rollout) -> bool {
 
 /// Moves all traffic to the canary, where it can carry it, then has the stable Deployment run version 2.
 pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    if committed(draft, &rollout) || carried_by_somebody(draft, &mut rollout) {
+    if carried_by_somebody(draft, &mut rollout) || committed(draft, &rollout) {
         (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
         draft.status.rollout = Some(rollout);
         return Flow::Again;
@@ -42,7 +42,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let schedule = schedule::schedule(&draft.seen.release.spec).ok();
     let steps = schedule.as_ref().map_or(0, super::Schedule::len);
     draft.status.step = Some(format!("{steps}/{steps}"));
-    let shifts = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never && rollout.unshifted.is_none();
+    let shifts = shifts(draft, &rollout, schedule.as_ref());
     let split = if shifts {
         Split {
             weight: Weight::FULL,
@@ -85,6 +85,16 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         PromotionMode::UpdateStable => replace_stable(draft, rollout),
         PromotionMode::AwaitStable => await_stable(draft, rollout, split.weight),
     }
+}
+
+/// Whether the canary is to carry everything meanwhile, or does already: who says no only then would have the weight fall
+/// for nothing.
+fn shifts(draft: &Draft<'_>, rollout: &Rollout, schedule: Option<&super::Schedule>) -> bool {
+    let stepped = schedule.map_or(Weight::ZERO, |schedule| schedule.weight(rollout.step));
+    let reached = rollout.reached.last().map_or(Weight::ZERO, |last| last.weight);
+    let shifted = reached == Weight::FULL && stepped < Weight::FULL;
+    let wanted = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never;
+    rollout.unshifted.is_none() && (wanted || shifted)
 }
 
 /// Pods that carry all requests. Where they cannot be had, the release goes back, or on without them.
@@ -225,10 +235,13 @@ fn carried_by_somebody(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
     if draft.seen.release.spec.promotion.mode != PromotionMode::AwaitStable {
         return false;
     }
-    let (Some(stable), Some(Ok(merged))) = (&draft.seen.stable, &draft.seen.merged) else {
+    let Some(stable) = &draft.seen.stable else {
         return false;
     };
-    let carried = merged.pointer("/spec/template") == Some(&stable.template);
+    // Exactly version 2 needs no question. It is theirs all the same: the operator does not take it back.
+    let merged = draft.seen.merged.as_ref().and_then(|merged| merged.as_ref().ok());
+    let unchanged = merged.is_some_and(|merged| merged.pointer("/spec/template") == Some(&stable.template));
+    let carried = committed(draft, rollout) || unchanged;
     if carried {
         rollout.promoted_revision = Some(stable.revision());
     }

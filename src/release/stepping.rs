@@ -55,7 +55,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     resume(draft, &mut rollout);
     let why = format!("step {}: {}", rollout.step, share(draft, weight));
-    if draft.steer(&rollout, split, &why) {
+    let wrote = draft.steer(&mut rollout, split, &why);
+    if wrote {
         steered(draft, &mut rollout, &schedule, weight);
     }
     let testers = draft.seen.release.spec.traffic.as_ref();
@@ -64,6 +65,17 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule.step(rollout.step).and_then(|step| step.hold);
     let left = draft.until(written, draft.settle + hold.unwrap_or_default().get());
+    // An Ingress is written once in a round: what follows needs the version that this leaves.
+    if wrote && rollout.skip_steps {
+        draft.say(
+            Phase::Progressing,
+            "Stepping",
+            format!("{}; promotion is next", share(draft, weight)),
+        );
+        draft.look_again(Duration::ZERO);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
     if !left.is_zero() && !rollout.skip_steps {
         return stay(draft, rollout, &schedule, left);
     }
@@ -168,6 +180,14 @@ fn follow_schedule(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Sche
             None => pods_for(draft, rollout, wanted),
         };
         if waits.is_some() {
+            // Other testers do not wait for another weight; a rollback needs the Ingresses as they are.
+            if matches!(waits, Some(Flow::Wait))
+                && let Some(mut held) = draft.status.rollout.take()
+            {
+                let why = format!("step {}: {}", held.step, share(draft, recorded));
+                draft.steer(&mut held, in_force, &why);
+                draft.status.rollout = Some(held);
+            }
             return waits;
         }
     }
