@@ -199,3 +199,11 @@ fn a_promotion_by_command_before_there_is_an_ingress_makes_it_once_and_at_weight
         "100"
     );
 }
+
+#[test]
+fn a_huge_command_is_told_in_brief() {
+    let text = format!("promote/{}", "é".repeat(100_000));
+    let decision = world().begun().annotated(&text).decide();
+    assert!(decision.answered);
+    assert!(decision.notes.iter().all(|note| note.message.len() < 1_000));
+}
