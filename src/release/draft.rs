@@ -22,6 +22,9 @@ use std::{sync::Arc, time::Duration};
 /// An idle look-in, in case an event was lost; costs no request.
 pub(super) const IDLE: Duration = Duration::from_secs(300);
 
+/// Longer than any wait that a spec can ask for, a hold of a year with its settle time, and short enough to be added to now.
+const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);
+
 /// What is told while pods are waited for that a weight needs.
 pub(super) const SCALING: &str = "ScalingCanary";
 
@@ -34,7 +37,7 @@ pub(super) enum Flow {
 /// `07:04:05Z`, with the date where it is not near.
 pub(super) fn clock(at: Timestamp, now: Timestamp) -> String {
     // Rounded up, so that the time told is never before the time meant.
-    let at = at + Duration::from_millis(999);
+    let at = at.checked_add(Duration::from_millis(999)).unwrap_or(at);
     let near = at.duration_since(now).unsigned_abs() < Duration::from_secs(12 * 3600);
     at.strftime(if near { "%H:%M:%SZ" } else { "%a %Y-%m-%d %H:%M:%SZ" })
         .to_string()
@@ -379,8 +382,10 @@ impl<'a> Draft<'a> {
 
     /// What is left of `length` since `since`; zero when it is over.
     pub fn until(&self, since: Timestamp, length: Duration) -> Duration {
-        let end = since + length;
-        Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO)
+        // A status may say any time, and the end of time is none to be waited for.
+        let end = since.checked_add(length).unwrap_or(Timestamp::MAX);
+        let left = Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO);
+        left.min(LONGEST_WAIT)
     }
 
     pub fn look_again(&mut self, after: Duration) {
@@ -593,7 +598,7 @@ impl<'a> Draft<'a> {
 fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str) {
     match &rollout.weight_since {
         _ if rollout.interrupted_since.is_some() => (false, "Interrupted"),
-        Some(since) if since.0 + settle <= now => (true, "Settled"),
+        Some(since) if since.0 <= now.checked_sub(settle).unwrap_or(Timestamp::MIN) => (true, "Settled"),
         Some(_) => (false, "Settling"),
         None => (false, "NotWritten"),
     }
