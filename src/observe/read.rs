@@ -2,7 +2,7 @@
 
 use super::{Observed, Workload, endpoints, failure, last_line, survey::survey, views::View};
 use crate::{
-    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Stage},
+    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Rollout, Stage},
     cluster::{CallError, bounded},
     release::{intent, questions},
     render::{owned_by, promotion_patch},
@@ -146,26 +146,32 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
 fn needs_merge(seen: &Observed) -> bool {
     let release = &seen.release;
     let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
+    let revision = release.status.as_ref().and_then(|s| s.revision.as_ref());
+    let differs = |known: &String| seen.stable.as_ref().is_some_and(|stable| stable.revision() != *known);
     let making = match rollout {
         None => true,
         Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
-        // GitOps: whether what somebody else gave the stable Deployment is version 2.
+        // Whether what somebody else gave the stable Deployment is version 2.
         Some(rollout) if rollout.stage == Stage::Promoting => {
-            release.spec.promotion.mode == PromotionMode::AwaitStable
-                && seen
-                    .stable
-                    .as_ref()
-                    .is_some_and(|stable| stable.revision() != rollout.stable_revision)
+            release.spec.promotion.mode == PromotionMode::AwaitStable && differs(&rollout.stable_revision)
         }
-        Some(rollout) => {
-            rollout.stage == Stage::Preparing
-                && !seen
-                    .own_deployments
-                    .iter()
-                    .any(|own| own.name == rollout.canary.deployment)
+        Some(rollout) if rollout.stage == Stage::Finishing => {
+            let promoted = rollout.promoted_revision.as_ref().or(revision);
+            rollout.intent == intent(&release.spec)
+                && differs(&rollout.stable_revision)
+                && promoted.is_some_and(|promoted| differs(promoted))
         }
+        Some(rollout) => rollout.stage == Stage::Preparing && lacks_something(seen, rollout),
     };
     making && release.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether version 2's Deployment or Service is to be made again.
+fn lacks_something(seen: &Observed, rollout: &Rollout) -> bool {
+    let mut own = seen.own_deployments.iter();
+    let deployment = own.any(|own| own.name == rollout.canary.deployment && !own.deleting);
+    let service = seen.services.iter().any(|s| s.name_any() == rollout.canary.service);
+    !(deployment && service)
 }
 
 /// What a merge depends on: asked again only when this changes, or after a while, for a policy may have changed.

@@ -6,7 +6,7 @@
 use super::{
     Finding, Kind, Level, Op,
     draft::{Draft, Flow, SCALING, clock},
-    ending,
+    ending, hash,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
     schedule,
@@ -239,9 +239,21 @@ fn carried_by_somebody(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
         return false;
     };
     // Exactly version 2 needs no question. It is theirs all the same: the operator does not take it back.
-    let merged = draft.seen.merged.as_ref().and_then(|merged| merged.as_ref().ok());
-    let unchanged = merged.is_some_and(|merged| merged.pointer("/spec/template") == Some(&stable.template));
-    let carried = committed(draft, rollout) || unchanged;
+    if committed(draft, rollout) {
+        rollout.promoted_revision = Some(stable.revision());
+        return true;
+    }
+    still_version_2(draft, rollout)
+}
+
+/// Whether version 2's overlay changes nothing on the stable Deployment, whatever else somebody changed there: a restart,
+/// or a note of the commit.
+fn still_version_2(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
+    let (Some(stable), Some(Ok(merged))) = (&draft.seen.stable, &draft.seen.merged) else {
+        return false;
+    };
+    let same = rollout.intent == hash::intent(&draft.seen.release.spec);
+    let carried = same && merged.pointer("/spec/template") == Some(&stable.template);
     if carried {
         rollout.promoted_revision = Some(stable.revision());
     }
@@ -271,7 +283,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let message = ending::stable_changed(draft);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", message);
     };
-    if !committed(draft, &rollout) {
+    if !committed(draft, &rollout) && !still_version_2(draft, &mut rollout) {
         let (reason, message) = undone(draft, &rollout, stable);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }

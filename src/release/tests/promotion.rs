@@ -393,3 +393,21 @@ fn a_template_that_somebody_else_gave_is_not_taken_back_even_if_it_is_exactly_ve
     assert_eq!(writes(&stuck), [""; 0]);
     assert_eq!(stuck.decide().status.phase, Some(Phase::Stalled));
 }
+
+#[test]
+fn a_restart_of_version_2_while_it_rolls_out_is_no_other_version() {
+    let restarted = world().finishing().stable(|d| {
+        d["metadata"]["generation"] = json!(3);
+        d["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "2026"});
+    });
+    let world = restarted.rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Finishing);
+    let ended = world
+        .stable_rolled_out()
+        .rounds(1)
+        .later(6)
+        .rounds(1)
+        .later(6)
+        .rounds(2);
+    assert_eq!(ended.rollout().outcome, Some(Outcome::Promoted));
+}
