@@ -123,6 +123,10 @@ pub struct Rollout {
     /// The requests that deny the weight in force, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_differs: Option<String>,
+    /// Hash of what the canary Ingresses were last made to express: where that is still wanted and they express something
+    /// else, that was somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expressed: Option<String>,
     /// Since when something interrupts the step, such as pods that are not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted_since: Option<MicroTime>,
@@ -191,6 +195,14 @@ pub struct Rollout {
     /// The same for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl Rollout {
+    /// What the names of the canary's objects end in, frozen with them: another suffix in the spec is another release.
+    #[must_use]
+    pub fn suffix(&self) -> &str {
+        self.canary.service.strip_prefix(&self.service).unwrap_or_default()
+    }
 }
 
 /// Names of the canary's objects, frozen when the release starts.

@@ -6,7 +6,7 @@ use crate::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
-    observe::{Observed, Workload},
+    observe::{Observed, Workload, revision},
     render::{Owner, owned_by},
     routing::{Route, Routing, Services, Split},
 };
@@ -22,6 +22,12 @@ use std::{sync::Arc, time::Duration};
 /// An idle look-in, in case an event was lost; costs no request.
 pub(super) const IDLE: Duration = Duration::from_secs(300);
 
+/// Longer than any wait that a spec can ask for, a hold of a year with its settle time, and short enough to be added to now.
+const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);
+
+/// What is told while pods are waited for that a weight needs.
+pub(super) const SCALING: &str = "ScalingCanary";
+
 /// Whether a stage has said all it can, or another stage goes on in the same round.
 pub(super) enum Flow {
     Wait,
@@ -31,7 +37,7 @@ pub(super) enum Flow {
 /// `07:04:05Z`, with the date where it is not near.
 pub(super) fn clock(at: Timestamp, now: Timestamp) -> String {
     // Rounded up, so that the time told is never before the time meant.
-    let at = at + Duration::from_millis(999);
+    let at = at.checked_add(Duration::from_millis(999)).unwrap_or(at);
     let near = at.duration_since(now).unsigned_abs() < Duration::from_secs(12 * 3600);
     at.strftime(if near { "%H:%M:%SZ" } else { "%a %Y-%m-%d %H:%M:%SZ" })
         .to_string()
@@ -219,9 +225,13 @@ impl<'a> Draft<'a> {
         let Some(canary) = self.canary(rollout) else {
             return false;
         };
-        if canary.replicas < pods {
-            // The operator may have been away since the last wait: these pods were asked for only now.
+        let ready = usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods);
+        let asks = canary.replicas < pods;
+        if asks || !(ready || self.said(SCALING)) {
+            // The operator may have been away, or waited without a deadline for a person: this wait begins only now.
             rollout.waiting_since = MicroTime(self.now);
+        }
+        if asks {
             let patch = json!({"spec": {"replicas": pods}});
             self.write(
                 Kind::Deployment,
@@ -234,7 +244,7 @@ impl<'a> Draft<'a> {
             );
             return false;
         }
-        usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
+        ready
     }
 
     /// Takes pods away that are not to be had, where no share of the traffic needs them.
@@ -254,8 +264,9 @@ impl<'a> Draft<'a> {
     }
 
     /// Makes every canary Ingress express `split`; returns whether that took a write.
-    pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
+    pub fn steer(&mut self, rollout: &mut Rollout, split: Split, why: &str) -> bool {
         let ops = self.steering(rollout, split);
+        rollout.expressed = Some(self.expression(split));
         let wrote = !ops.is_empty();
         for (name, op) in ops {
             self.write(Kind::Ingress, &name, op, why);
@@ -266,6 +277,11 @@ impl<'a> Draft<'a> {
         wrote
     }
 
+    /// Stands for all that is asked of the canary Ingresses.
+    pub fn expression(&self, split: Split) -> String {
+        revision(&json!([split.weight, split.step, self.seen.release.spec.traffic]))
+    }
+
     /// A canary Ingress that does not express `split`.
     pub fn strays(&self, rollout: &Rollout, split: Split) -> Option<String> {
         self.steering(rollout, split).into_iter().map(|(name, _)| name).next()
@@ -273,7 +289,7 @@ impl<'a> Draft<'a> {
 
     /// What it takes until every canary Ingress expresses `split`, by name.
     fn steering(&self, rollout: &Rollout, split: Split) -> Vec<(String, Op)> {
-        let suffix = &self.seen.release.spec.canary.suffix;
+        let suffix = rollout.suffix();
         let owner = self.owner();
         let own: Vec<_> = self.own_ingresses().collect();
         let services = Services {
@@ -366,8 +382,10 @@ impl<'a> Draft<'a> {
 
     /// What is left of `length` since `since`; zero when it is over.
     pub fn until(&self, since: Timestamp, length: Duration) -> Duration {
-        let end = since + length;
-        Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO)
+        // A status may say any time, and the end of time is none to be waited for.
+        let end = since.checked_add(length).unwrap_or(Timestamp::MAX);
+        let left = Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO);
+        left.min(LONGEST_WAIT)
     }
 
     pub fn look_again(&mut self, after: Duration) {
@@ -612,7 +630,7 @@ fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'
         _ if rollout.split_differs.is_some() => (false, proof::SPLIT, told(&rollout.split_differs)),
         _ if rollout.interrupted_since.is_some() => (false, "Interrupted", String::new()),
         _ if rollout.proven.is_some() => (true, "Counted", told(&rollout.proven)),
-        Some(since) if since.0 + settle <= now => (true, "Settled", String::new()),
+        Some(since) if since.0 <= now.checked_sub(settle).unwrap_or(Timestamp::MIN) => (true, "Settled", String::new()),
         Some(_) => (false, "Settling", String::new()),
         None => (false, "NotWritten", String::new()),
     }

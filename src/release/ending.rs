@@ -225,25 +225,26 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     Some(Flow::Wait)
 }
 
-/// Nothing is left to do but, after a while, to remove a Deployment that was kept.
-pub(super) fn ended(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
+/// Removes a Deployment that was kept when its time is over, whatever a next release waits for meanwhile; returns whether
+/// that takes this round.
+pub(super) fn kept_too_long(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
     let Some(until) = &rollout.kept_until else {
-        draft.decision.at_rest = true;
-        return Flow::Wait;
+        return false;
     };
     let left = draft.until(until.0, Duration::ZERO);
     if !left.is_zero() {
-        draft.decision.at_rest = true;
         draft.look_again(left);
-        return Flow::Wait;
+        return false;
     }
+    draft.decision.release_finalizer = true;
     let detail = rollout.detail.clone().unwrap_or_default();
     draft.say(Phase::RolledBack, "RolledBack", format!("rolled back: {detail}"));
+    let mut rollout = rollout.clone();
     if draft.remove_deployments("spec.rollback.keepFor is over") {
         rollout.kept_until = None;
     }
     draft.status.rollout = Some(rollout);
-    Flow::Wait
+    true
 }
 
 /// Records how the release ended.

@@ -67,6 +67,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         weight_since: None,
         proven: None,
         split_differs: None,
+        expressed: None,
         interrupted_since: None,
         interrupted_for: None,
         approved: None,
@@ -119,18 +120,20 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         draft.decision.release_finalizer = true;
         return Flow::Wait;
     }
-    // What is ours but of another revision was made for a spec that changed before it was recorded.
-    let mine = |own: &Workload| {
-        own.name == rollout.canary.deployment
-            && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
-    };
-    // Nor are pods that failed taken over: they were kept to be looked at.
+    // What is ours may have been made for a spec, or beside a version 1, that changed before it was recorded. What was kept
+    // was kept for people to change, and its pods are those that failed.
     let kept = draft
         .status
         .rollout
         .as_ref()
         .is_some_and(|ended| ended.kept_until.is_some());
-    let mine = |own: &Workload| mine(own) && !kept;
+    let beside = |own: &Workload| own.kept_template.as_ref().is_none_or(|kept| *kept == stable.template);
+    let mine = |own: &Workload| {
+        own.name == rollout.canary.deployment
+            && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
+            && beside(own)
+            && !kept
+    };
     if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
     {
         let mut since = None;
@@ -278,7 +281,11 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             );
             return ending::turn_back(draft, rollout, Outcome::RolledBack, "CanaryDeleted", message);
         }
+        rollout.canary.template = None;
         return remake(draft, rollout);
+    }
+    if rollout.canary.template.is_none() {
+        rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     }
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
     let ready = draft.ready(&rollout.canary.service);
@@ -288,7 +295,6 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let late = format!("only {ready} of {wanted} pods of Deployment {name} were ready");
         return ending::wait_for_progress(draft, rollout, (Phase::Pending, "CanaryStarting", waiting), late);
     }
-    rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     rollout.stage = Stage::Stepping;
     rollout.waiting_since = MicroTime(draft.now);
     draft.status.rollout = Some(rollout);
@@ -301,9 +307,14 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
         Ok(ground) => ground,
         Err(findings) => return stalled(draft, &findings),
     };
-    let Some(Ok(merged)) = &draft.seen.merged else {
-        let why = draft.seen.merged.clone().and_then(Result::err).unwrap_or_default();
-        return ending::turn_back(draft, rollout, Outcome::RolledBack, "TemplateRefused", refused(&why));
+    let merged = match &draft.seen.merged {
+        Some(Ok(merged)) => merged,
+        Some(Err(why)) => {
+            let message = refused(why);
+            return ending::turn_back(draft, rollout, Outcome::RolledBack, "TemplateRefused", message);
+        }
+        // Asked in the round that finds something missing.
+        None => return Flow::Wait,
     };
     let now = revision(merged.pointer("/spec/template").unwrap_or(&Value::Null));
     if draft.status.revision.as_ref() != Some(&now) {
@@ -319,5 +330,6 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
     if let Err(finding) = make(draft, &rollout, &ground, merged, &now, first) {
         return stalled(draft, &[finding]);
     }
+    draft.status.rollout = Some(rollout);
     Flow::Wait
 }
