@@ -169,7 +169,7 @@ fn needs_merge(seen: &Observed) -> bool {
             let promoted = rollout.promoted_revision.as_ref().or(revision);
             rollout.intent == intent(&release.spec)
                 && differs(&rollout.stable_revision)
-                && promoted.is_some_and(|promoted| differs(promoted))
+                && promoted.is_some_and(differs)
         }
         Some(rollout) => rollout.stage == Stage::Preparing && lacks_something(seen, rollout),
     };

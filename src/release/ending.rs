@@ -1,7 +1,7 @@
 //! Back to version 1, and the end of a release.
 
 use super::{
-    Kind, Level,
+    Kind, Level, Op,
     draft::{Draft, Flow, clock},
     promoting,
 };
@@ -11,6 +11,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use serde_json::json;
 use std::time::Duration;
 
 /// Releases that are told.
@@ -193,12 +194,21 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     if !carries {
         return None;
     }
-    if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
+    let told = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
+    let short = rollout.autoscaled && stable.replicas < rollout.capacity && !told;
+    if short {
+        // All requests come back at once: the autoscaler would add the pods for them only after they are missed. Once, for
+        // it may take them away again.
+        let op = Op::Merge {
+            version: stable.version.clone(),
+            patch: json!({"spec": {"replicas": rollout.capacity}}),
+        };
+        draft.write(Kind::Deployment, &name, op, "the pods that an autoscaler took away");
+    } else if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
         // Pods that were there all along are known already.
-        let awaited = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
         let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
         let left = draft.until(since, draft.settle);
-        if !awaited || left.is_zero() {
+        if !told || left.is_zero() {
             return None;
         }
         draft.look_again(left);

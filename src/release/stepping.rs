@@ -147,7 +147,9 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: 
 }
 
 /// The step's time is over, and the schedule waits for something else than time.
-fn wait_at(draft: &mut Draft<'_>, rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+    // Days may pass here: interruptions before them are not of the same trouble as those after.
+    rollout.interrupted_for = None;
     let message = format!("{}; {}", share(draft, weight), barrier.why);
     if barrier.reason == APPROVAL && !draft.said(barrier.reason) {
         draft.note(Level::Normal, barrier.reason, message.clone());

@@ -423,3 +423,30 @@ fn a_restart_of_version_2_while_it_rolls_out_is_no_other_version() {
         .rounds(2);
     assert_eq!(ended.rollout().outcome, Some(Outcome::Promoted));
 }
+
+#[test]
+fn a_rollback_waits_for_the_pods_that_an_autoscaler_took_away_while_version_2_is_sound() {
+    let autoscaler = crate::observe::Autoscaler {
+        name: "shop".to_owned(),
+        deployment: "shop".to_owned(),
+        min: 1,
+        max: 9,
+    };
+    let world = world()
+        .survey(|s| s.autoscalers.push(autoscaler))
+        .promoting()
+        .stable(|d| d["spec"]["replicas"] = json!(1))
+        .stable_rolled_out();
+    let crashed = world.clone().canary_crashes(None).rounds(1);
+    assert_eq!(crashed.split("shop-ingress-v2"), None, "a crash waits for nothing");
+    let story = world.command("abort", "").round();
+    assert_eq!(story.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
+    let again = story
+        .clone()
+        .stable(|d| d["spec"]["replicas"] = json!(2))
+        .stable_rolled_out()
+        .rounds(1);
+    assert_eq!(writes(&again), [""; 0], "the autoscaler has the last word");
+    assert_eq!(again.later(6).rounds(1).split("shop-ingress-v2"), None);
+    insta::assert_snapshot!(story.story);
+}
