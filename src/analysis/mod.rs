@@ -1,6 +1,13 @@
 //! What the traffic says of a release: requests of both versions, counted from the controllers' own metrics.
+//!
+//! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] once a second while a release
+//! [subscribes](Scraper::subscribe), [`exposition`] reads the answers as they arrive, and [`counts`] adds them up.
 
+pub mod controllers;
 pub mod counts;
 pub mod exposition;
+pub mod scraper;
 
+pub use controllers::{Controller, Controllers, Listing};
 pub use counts::{Counts, Exposed, Interest, Side, Status};
+pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
