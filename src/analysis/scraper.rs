@@ -40,7 +40,9 @@ use tokio::{
 /// Series of one pod that are kept at most: a release's own are one for each path, host, method and status.
 const MOST_SERIES: usize = 200_000;
 /// What ingress-nginx's chart labels its controllers with.
-const SELECTOR: &str = "app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller";
+pub const SELECTOR: &str = "app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller";
+/// Where ingress-nginx serves its metrics unless told otherwise.
+pub const PORT: u16 = 10254;
 /// Without the prefix, in the order of [`FAMILIES`].
 const NAMES: [&str; 2] = ["requests", "response_duration_seconds_count"];
 const FAMILIES: [Family; 2] = [Family::Requests, Family::Answered];
@@ -69,7 +71,7 @@ impl Default for Settings {
         Self {
             namespace: Some("ingress-nginx".to_owned()),
             selector: SELECTOR.to_owned(),
-            port: 10254,
+            port: PORT,
             prefix: "nginx_ingress_controller_".to_owned(),
             interval: Duration::from_secs(1),
             deadline: Duration::from_secs(3),
