@@ -117,6 +117,12 @@ pub struct Rollout {
     /// When the weight in force was written; the step's hold counts from here plus the settle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_since: Option<MicroTime>,
+    /// The requests that prove the weight in force, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<String>,
+    /// The requests that deny the weight in force, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_differs: Option<String>,
     /// Since when something interrupts the step, such as pods that are not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted_since: Option<MicroTime>,
@@ -296,6 +302,8 @@ pub mod conditions {
     pub const CANARY_AVAILABLE: &str = "CanaryAvailable";
     /// Every controller has had the time to learn of the weight in force.
     pub const WEIGHT_LIVE: &str = "WeightLive";
+    /// The requests that the controllers counted divide as the weight says.
+    pub const TRAFFIC_SPLIT_VERIFIED: &str = "TrafficSplitVerified";
     /// A person is waited for: for an approval, or for `spec.paused` to be false.
     pub const PAUSED: &str = "Paused";
     /// Version 2 has taken version 1's place.

@@ -62,6 +62,7 @@ pub async fn observe(
         ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
         failure: None,
         merged: None,
+        counted: None,
         rivals: others.rivals,
         busy: others.busy,
         survey: None,

@@ -1,6 +1,6 @@
 //! A decision in the making.
 
-use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, schedule};
+use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, proof, schedule};
 use crate::{
     api::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
@@ -492,6 +492,18 @@ impl<'a> Draft<'a> {
         }
     }
 
+    fn tell(&mut self, type_: &str, status: impl Into<Truth>, reason: &str, message: String) {
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: status.into().word().to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: self.seen.release.metadata.generation,
+            last_transition_time: Time(self.now),
+        };
+        set_condition(&mut self.status.conditions, condition);
+    }
+
     fn set_conditions(&mut self, rollout: Option<&Rollout>) {
         use Phase::{Promoted, RolledBack, Stalled};
         let phase = self.phase;
@@ -499,23 +511,12 @@ impl<'a> Draft<'a> {
         let reason = self.reason;
         let outcome = rollout.and_then(|r| r.outcome);
         let available = rollout.is_some_and(|r| self.seen.failure.is_none() && self.ready(&r.canary.service) > 0);
-        let mut set = |type_: &str, status: bool, reason: &str, message: String| {
-            let condition = Condition {
-                type_: type_.to_owned(),
-                status: if status { "True" } else { "False" }.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                observed_generation: self.seen.release.metadata.generation,
-                last_transition_time: Time(self.now),
-            };
-            set_condition(&mut self.status.conditions, condition);
-        };
         let over = matches!(phase, Promoted | RolledBack | Stalled);
-        set(types::READY, phase == Promoted, reason, message.clone());
-        set(types::RECONCILING, !over, reason, String::new());
+        self.tell(types::READY, phase == Promoted, reason, message.clone());
+        self.tell(types::RECONCILING, !over, reason, String::new());
         // kstatus reads Stalled as "failed": a rolled-back release waits for a person too.
         let stalled = matches!(phase, Stalled | RolledBack);
-        set(
+        self.tell(
             types::STALLED,
             stalled,
             reason,
@@ -523,23 +524,29 @@ impl<'a> Draft<'a> {
         );
         let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let warnings = rollout.map(|r| r.warnings.as_slice()).unwrap_or_default();
+        let unasked = phase == Phase::Paused && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let (why, told) = match warnings {
+            _ if unasked => ("NotChecked", String::new()),
             _ if blocked => (reason, message.clone()),
             [] => ("Fits", String::new()),
             some => ("FitsWithWarnings", some.join("; ")),
         };
-        set(types::PREFLIGHT_PASSED, !blocked, why, told);
+        let passed = if unasked { Truth::Unknown } else { (!blocked).into() };
+        self.tell(types::PREFLIGHT_PASSED, passed, why, told);
         let paused = phase == Phase::Paused;
-        set(
+        self.tell(
             types::PAUSED,
             paused,
             if paused { reason } else { "NotPaused" },
             if paused { message.clone() } else { String::new() },
         );
         if let Some(rollout) = rollout {
-            if matches!(rollout.stage, Stage::Stepping | Stage::Promoting) {
-                let (live, why) = weight_live(rollout, self.settle, self.now);
-                set(types::WEIGHT_LIVE, live, why, String::new());
+            let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
+            if led && rollout.drained_since.is_none() {
+                let (live, why, told) = weight_live(rollout, self.settle, self.now);
+                self.tell(types::WEIGHT_LIVE, live, why, told);
+                let (verified, why, told) = split_verified(rollout);
+                self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
             }
             let why = self.seen.failure.as_ref().map_or(
                 if available {
@@ -550,23 +557,21 @@ impl<'a> Draft<'a> {
                 |(f, _)| f.reason.as_str(),
             );
             if rollout.stage != Stage::Ended {
-                set(types::CANARY_AVAILABLE, available, why, String::new());
+                self.tell(types::CANARY_AVAILABLE, available, why, String::new());
             }
-            if !matches!(
-                rollout.stage,
-                Stage::Preparing | Stage::Stepping | Stage::Promoting | Stage::Finishing
-            ) {
-                set(types::WEIGHT_LIVE, false, "Removed", String::new());
+            if rollout.drained_since.is_some() || matches!(rollout.stage, Stage::RollingBack | Stage::Ended) {
+                self.tell(types::WEIGHT_LIVE, false, "Removed", String::new());
+                self.tell(types::TRAFFIC_SPLIT_VERIFIED, Truth::Unknown, "Removed", String::new());
             }
             let ended = rollout.stage == Stage::Ended;
             let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());
-            set(
+            self.tell(
                 types::PROMOTED,
                 ended && outcome == Some(Outcome::Promoted),
                 &result,
                 String::new(),
             );
-            set(
+            self.tell(
                 types::ROLLED_BACK,
                 ended && outcome == Some(Outcome::RolledBack),
                 &result,
@@ -576,12 +581,48 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Whether every controller has had the time to learn of the weight in force, and why not.
-fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str) {
+/// Status of a condition.
+#[derive(Clone, Copy, PartialEq)]
+enum Truth {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl Truth {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "True",
+            Self::No => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// Whether every controller has had the time to learn of the weight in force, and no counted requests deny that.
+fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str, String) {
+    let told = |told: &Option<String>| told.clone().unwrap_or_default();
     match &rollout.weight_since {
-        _ if rollout.interrupted_since.is_some() => (false, "Interrupted"),
-        Some(since) if since.0 + settle <= now => (true, "Settled"),
-        Some(_) => (false, "Settling"),
-        None => (false, "NotWritten"),
+        _ if rollout.split_differs.is_some() => (false, proof::SPLIT, told(&rollout.split_differs)),
+        _ if rollout.interrupted_since.is_some() => (false, "Interrupted", String::new()),
+        _ if rollout.proven.is_some() => (true, "Counted", told(&rollout.proven)),
+        Some(since) if since.0 + settle <= now => (true, "Settled", String::new()),
+        Some(_) => (false, "Settling", String::new()),
+        None => (false, "NotWritten", String::new()),
+    }
+}
+
+/// Whether the requests that the controllers counted divide as the weight says.
+fn split_verified(rollout: &Rollout) -> (Truth, &'static str, String) {
+    match (&rollout.split_differs, &rollout.proven) {
+        (Some(told), _) => (Truth::No, proof::SPLIT, told.clone()),
+        (None, Some(told)) => (Truth::Yes, "Agrees", told.clone()),
+        (None, None) => (Truth::Unknown, "NotProven", String::new()),
     }
 }

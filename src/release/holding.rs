@@ -106,6 +106,7 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     let before = rollout.interrupted_for.unwrap_or_default().get();
     rollout.interrupted_for = Some(Duration::of(before + length));
     rollout.weight_since = Some(MicroTime(draft.now));
+    rollout.proven = None;
 }
 
 /// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a

@@ -65,6 +65,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         started_at: now.clone(),
         waiting_since: now,
         weight_since: None,
+        proven: None,
+        split_differs: None,
         interrupted_since: None,
         interrupted_for: None,
         approved: None,
@@ -122,6 +124,13 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         own.name == rollout.canary.deployment
             && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
     };
+    // Nor are pods that failed taken over: they were kept to be looked at.
+    let kept = draft
+        .status
+        .rollout
+        .as_ref()
+        .is_some_and(|ended| ended.kept_until.is_some());
+    let mine = |own: &Workload| mine(own) && !kept;
     if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
     {
         let mut since = None;

@@ -9,6 +9,7 @@ use super::{
     ending,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
+    proof::contradiction,
     schedule,
     waiting::paused,
 };
@@ -66,6 +67,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
+    }
+    if let Some(why) = contradiction(draft, &mut rollout, split.weight) {
+        return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);
     if let Some(barrier) = paused(draft, "promotion") {
@@ -367,7 +371,9 @@ fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
     let message =
         format!("Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}");
     let kept = draft.canary(&rollout).and_then(|canary| canary.kept_template.as_ref());
-    let Some(kept) = kept.filter(|_| rollout.promoted_revision.is_none()) else {
+    // Where somebody else keeps the stable Deployment, it is theirs to take back.
+    let ours = draft.seen.release.spec.promotion.mode == PromotionMode::UpdateStable;
+    let Some(kept) = kept.filter(|_| ours) else {
         let message = format!(
             "{message}; the canary goes on carrying its requests: see kubectl rollout status deployment/{name}"
         );

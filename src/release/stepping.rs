@@ -5,6 +5,7 @@ use super::{
     draft::{Draft, Flow, clock},
     ending, hash,
     holding::{hold, hold_until_deadline, resume, tampered, unready},
+    proof::{contradiction, prove},
     schedule,
     waiting::{APPROVAL, BARRIERS, Barrier, barrier, next, share},
 };
@@ -48,6 +49,9 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     rollout.exposed |= draft.exposed();
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
+    }
+    if let Some(why) = contradiction(draft, &mut rollout, weight) {
+        return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);
     let why = format!("step {}: {}", rollout.step, share(draft, weight));
@@ -98,6 +102,10 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: 
     let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
     if !settling.is_zero() && left >= settling + SOON {
         draft.look_again(settling);
+    }
+    if left >= SOON {
+        let weight = schedule.weight(rollout.step);
+        prove(draft, &mut rollout, weight);
     }
     rollout.waiting_since = MicroTime(over);
     let (mut phase, mut reason) = (Phase::Progressing, "Stepping");
@@ -151,6 +159,7 @@ fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule
     rollout.schedule = hash;
     // An approval was of a step of the schedule before.
     rollout.approved = None;
+    rollout.proven = None;
     if rollout.step > 0 {
         rollout.step = schedule.first_not_below(draft.live_weight());
     }
@@ -182,6 +191,7 @@ fn catch_up(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bo
 fn enter_step(rollout: &mut Rollout, step: u32) {
     rollout.step = step;
     rollout.weight_since = None;
+    rollout.proven = None;
     rollout.interrupted_for = None;
 }
 
@@ -189,6 +199,7 @@ fn enter_promotion(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.stage = Stage::Promoting;
     rollout.waiting_since = MicroTime(draft.now);
     rollout.weight_since = None;
+    rollout.proven = None;
     rollout.interrupted_for = None;
 }
 

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 
 /// The reasons of all barriers.
-pub(super) const BARRIERS: [&str; 3] = [PAUSED, APPROVAL, WINDOW];
+pub(super) const BARRIERS: [&str; 4] = [PAUSED, APPROVAL, WINDOW, MISTAKE];
 const PAUSED: &str = "Paused";
 pub(super) const APPROVAL: &str = "AwaitingApproval";
 const WINDOW: &str = "WindowClosed";
+const MISTAKE: &str = "InvalidSpec";
 
 /// Something that the schedule waits for.
 pub(super) struct Barrier {
@@ -66,14 +67,14 @@ pub(super) fn paused(draft: &Draft<'_>, next: &str) -> Option<Barrier> {
 }
 
 fn closed(draft: &Draft<'_>, next: &str, at: Timestamp) -> Option<Barrier> {
-    let (why, until) = match gate(&draft.seen.release.spec, at) {
+    let (reason, why, until) = match gate(&draft.seen.release.spec, at) {
         Ok(Gate::Open { .. }) => return None,
-        Ok(Gate::Closed { until, why }) => (why, until),
-        Err(mistake) => (mistake, None),
+        Ok(Gate::Closed { until, why }) => (WINDOW, why, until),
+        Err(mistake) => (MISTAKE, mistake, None),
     };
     Some(Barrier {
         phase: Phase::Holding,
-        reason: WINDOW,
+        reason,
         why: match until {
             Some(until) => format!("{next} at {}: {why}", clock(until, draft.now)),
             None => format!("{next} waits: {why}"),

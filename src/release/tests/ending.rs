@@ -187,3 +187,28 @@ fn a_canary_deployment_that_somebody_changes_is_not_what_would_be_promoted() {
     );
     insta::assert_snapshot!(told.rollout().detail.clone().unwrap());
 }
+
+#[test]
+fn pods_that_were_kept_are_not_taken_for_those_of_the_next_attempt() {
+    let kept = world()
+        .spec(json!({"rollback": {"keepFor": "1h"}}))
+        .at_first_step()
+        .canary_crashes(None)
+        .rounds(1)
+        .later(6)
+        .rounds(2);
+    let retried = kept.command("retry", "");
+    assert!(
+        writes(&retried)
+            .iter()
+            .any(|w| w.starts_with("delete Deployment shop-v2")),
+        "{:?}",
+        writes(&retried)
+    );
+    let begun = retried.rounds(1).canary_recovers().rounds(1);
+    assert_eq!(
+        (begun.rollout().stage, begun.phase()),
+        (Stage::Preparing, Phase::Pending)
+    );
+    assert_eq!(begun.rollout().commands.len(), 1, "the retry is remembered");
+}

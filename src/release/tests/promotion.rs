@@ -302,3 +302,15 @@ fn version_1_gets_back_the_pods_that_its_autoscaler_took_away() {
     assert_eq!(writes.len(), 1);
     assert!(writes[0].contains("\"replicas\":4"), "{writes:?}");
 }
+
+#[test]
+fn a_template_that_somebody_else_keeps_is_not_taken_back_from_them() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let committed = world().spec(gitops).promoting().later(6).rounds(1).stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+    });
+    let stuck = committed.rounds(1).later(600);
+    assert_eq!(writes(&stuck), [""; 0]);
+    assert_eq!(stuck.rounds(1).phase(), Phase::Stalled);
+}
