@@ -37,6 +37,13 @@ pub enum Version {
 }
 
 impl Interest {
+    /// What the label `canary` says of requests to this Service, by way of an Ingress that names its port so: a port that
+    /// is named in the Ingress is named in the label too (measured).
+    #[must_use]
+    pub fn canary(namespace: &str, service: &str, port: impl fmt::Display) -> String {
+        format!("{namespace}-{service}-{port}")
+    }
+
     /// Which version a series of these labels counts for; none where it does not concern the release.
     #[must_use]
     pub fn version(&self, labels: &SeriesLabels<'_>) -> Option<Version> {
@@ -166,7 +173,7 @@ pub struct Scrape {
     pub exposed: Exposed,
 }
 
-/// A ready controller pod in a round.
+/// A controller pod in a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Uid of the pod.
@@ -184,9 +191,9 @@ pub struct Round {
     pub began: Timestamp,
     /// When it ended.
     pub ended: Timestamp,
-    /// Every ready pod.
+    /// Every ready pod, and of those that are about to end the ones that answered.
     pub answers: Vec<Answer>,
-    /// Uids of pods that are not ready but exist: they may come back.
+    /// Uids of the other pods that exist: they may come back.
     pub unready: BTreeSet<String>,
     /// Why the list of pods itself is not to be relied on.
     pub unlisted: Option<String>,

@@ -323,11 +323,26 @@ impl Shared {
                 .iter()
                 .map(|(number, subscriber)| (*number, subscriber.interest.clone())),
         );
-        let asked = listing
-            .ready
+        let (deadline, spare) = (self.settings.deadline, self.settings.interval);
+        let ready = listing.ready.iter().map(|controller| (controller, deadline));
+        // One that ends need not answer, so it does not hold up the round either.
+        let ending = listing
+            .ending
             .iter()
-            .map(|controller| self.ask(controller, &subscribers));
+            .map(|controller| (controller, spare.min(deadline)));
+        let asked = ready.chain(ending).map(async |(controller, deadline)| {
+            let answer = self.ask(controller, deadline, &subscribers).await;
+            (controller, answer)
+        });
         let mut answers = join_all(asked).await;
+        let mut unready = listing.unready;
+        answers.retain(|(controller, answer)| {
+            let counts = answer.is_ok() || listing.ready.contains(controller);
+            if !counts {
+                unready.insert(controller.uid.clone());
+            }
+            counts
+        });
         let ended = self.clock.now();
         let mut wakes = Vec::new();
         {
@@ -337,26 +352,22 @@ impl Shared {
                 let Some(subscriber) = state.subscribers.get_mut(number) else {
                     continue;
                 };
-                let answers = listing
-                    .ready
-                    .iter()
-                    .zip(&mut answers)
-                    .map(|(controller, answer)| Answer {
-                        uid: controller.uid.clone(),
-                        started: controller.started,
-                        scrape: match answer {
-                            Ok(kept) => Ok(Scrape {
-                                readings: kept.readings.get_mut(index).map(std::mem::take).unwrap_or_default(),
-                                exposed: kept.exposed,
-                            }),
-                            Err(error) => Err(format!("{}/{}: {error}", controller.namespace, controller.name)),
-                        },
-                    });
+                let answers = answers.iter_mut().map(|(controller, answer)| Answer {
+                    uid: controller.uid.clone(),
+                    started: controller.started,
+                    scrape: match answer {
+                        Ok(kept) => Ok(Scrape {
+                            readings: kept.readings.get_mut(index).map(std::mem::take).unwrap_or_default(),
+                            exposed: kept.exposed,
+                        }),
+                        Err(error) => Err(format!("{}/{}: {error}", controller.namespace, controller.name)),
+                    },
+                });
                 subscriber.counter.add(Round {
                     began,
                     ended,
                     answers: answers.collect(),
-                    unready: listing.unready.clone(),
+                    unready: unready.clone(),
                     unlisted: listing.unlisted.clone(),
                 });
                 wakes.push(subscriber.wake.clone());
@@ -366,8 +377,12 @@ impl Shared {
         wakes.iter().for_each(|wake| wake());
     }
 
-    async fn ask(&self, controller: &Controller, subscribers: &Subscribers) -> Result<Kept, ScrapeError> {
-        let deadline = self.settings.deadline;
+    async fn ask(
+        &self,
+        controller: &Controller,
+        deadline: Duration,
+        subscribers: &Subscribers,
+    ) -> Result<Kept, ScrapeError> {
         let answer = timeout(
             deadline,
             scrape(self.fetch.as_ref(), controller, &self.settings, subscribers),

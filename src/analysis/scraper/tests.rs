@@ -102,14 +102,16 @@ fn interest() -> Interest {
         namespace: "shop".to_owned(),
         ingresses: BTreeSet::from(["web".to_owned()]),
         service: "web".to_owned(),
-        canaries: BTreeSet::from(["shop-web-canary-80".to_owned()]),
+        canaries: BTreeSet::from([Interest::canary("shop", "web-canary", 80)]),
     }
 }
 
+/// As a controller 1.11.0 writes it.
 fn line(family: &str, canary: &str, status: u16, value: u64) -> String {
     format!(
-        "nginx_ingress_controller_{family}{{canary=\"{canary}\",controller_class=\"k8s.io/ingress-nginx\",host=\"shop.example\",\
-         ingress=\"web\",method=\"GET\",namespace=\"shop\",path=\"/\",service=\"web\",status=\"{status}\"}} {value}\n"
+        "nginx_ingress_controller_{family}{{canary=\"{canary}\",controller_class=\"k8s.io/ingress-nginx\",\
+         controller_namespace=\"ingress-nginx\",controller_pod=\"ingress-nginx-controller-6f9457df85-6mj7r\",\
+         host=\"shop.example\",ingress=\"web\",method=\"GET\",namespace=\"shop\",path=\"/\",service=\"web\",status=\"{status}\"}} {value}\n"
     )
 }
 
@@ -254,6 +256,32 @@ async fn only_ready_pods_are_asked() {
             "none of the ingress-nginx controllers' pods in the namespace ingress-nginx (labels {SELECTOR}) is ready"
         )]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_about_to_end_counts_as_long_as_it_answers_and_holds_nobody_up() {
+    let rig = Rig::new();
+    rig.pod("a", "10.0.0.1");
+    rig.pod("old", "10.0.0.2");
+    rig.said.say("a", exposition(5, 0));
+    rig.said.say("old", exposition(5, 0));
+    rig.server
+        .edit(&pod_key("old"), |pod| {
+            pod["metadata"]["finalizers"] = json!(["test/held"])
+        })
+        .unwrap();
+    let subscription = rig.subscribe();
+    pass(0.5).await;
+    rig.server.delete(&pod_key("old"), &Default::default()).unwrap();
+    rig.said.say("old", exposition(7, 0));
+    pass(1.0).await;
+    assert_eq!(subscription.counts().unwrap().stable.total(), 2);
+
+    rig.said.answers.lock().unwrap().remove("old");
+    rig.said.say("a", exposition(6, 0));
+    pass(2.0).await;
+    let counts = subscription.counts().unwrap();
+    assert_eq!((counts.complete, counts.stable.total()), (true, 3));
 }
 
 #[tokio::test(start_paused = true)]
