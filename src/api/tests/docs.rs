@@ -15,8 +15,8 @@ use std::{
 };
 
 /// Words in the code that look like reasons and are none.
-const NO_REASONS: [&str; 5] = [
-    "True", "False", // A strategy and a type of path.
+const NO_REASONS: [&str; 6] = [
+    "True", "False", "Unknown", // A strategy and a type of path.
     "Recreate", "Exact", // Stands in for the first finding where there is always one.
     "Stalled",
 ];

@@ -81,6 +81,7 @@ pub(super) fn warnings(seen: &Observed, routing: &dyn Routing, ground: &Ground, 
             hosts.join(", ")
         ));
     }
+    warnings.extend(super::routes::catch_alls(&ground.ingresses, &service));
     for stable in &ground.ingresses {
         warnings.extend(routing.cautions(stable, &service));
     }

@@ -193,6 +193,12 @@ fn mistakes() -> Vec<(&'static str, World)> {
             world().with(ingress("theirs", "shop-v2")),
         ),
         (
+            "version 1 is a default backend",
+            world().edit(Kind::Ingress, "shop-ingress", |i| {
+                i["spec"]["defaultBackend"] = json!({"service": {"name": "shop", "port": {"number": 80}}});
+            }),
+        ),
+        (
             "the IngressClass does not exist",
             world().survey(|s| drop(s.classes.insert("nginx".to_owned(), Class::Missing))),
         ),
@@ -262,12 +268,13 @@ fn cautions() -> Vec<(&'static str, World)> {
             rule(world(), |rule| rule["host"] = json!("*.example.com")),
         ),
         (
-            "there is no host, and a default backend too",
-            rule(world(), |rule| drop(rule.as_object_mut().unwrap().remove("host"))).edit(
-                Kind::Ingress,
-                "shop-ingress",
-                |i| i["spec"]["defaultBackend"] = json!({"service": {"name": "shop", "port": {"number": 80}}}),
-            ),
+            "there is no host, and a default backend too, knowingly",
+            rule(world().spec(json!({"traffic": {"allowSharedService": true}})), |rule| {
+                drop(rule.as_object_mut().unwrap().remove("host"))
+            })
+            .edit(Kind::Ingress, "shop-ingress", |i| {
+                i["spec"]["defaultBackend"] = json!({"service": {"name": "shop", "port": {"number": 80}}})
+            }),
         ),
         (
             "an autoscaler sets version 1's replicas",

@@ -195,10 +195,10 @@ fn every_host_below_a_wildcard_gets_its_share() -> Outcome {
 static CATCH_ALL: Mutex<()> = Mutex::new(());
 
 /// Releases an app behind the catch-all, and takes it away from there before another may come.
-fn behind_the_catch_all(scene: &Scene, app: &App, cases: &[(&str, Request, u32)]) -> Result<()> {
+fn behind_the_catch_all(scene: &Scene, app: &App, spec: Value, cases: &[(&str, Request, u32)]) -> Result<()> {
     let _alone = CATCH_ALL.lock().unwrap_or_else(PoisonError::into_inner);
     app.deploy(&scene.namespace)?;
-    let release = at_thirty(scene, app, json!({}))?;
+    let release = at_thirty(scene, app, spec)?;
     warned(&release, "ingress-nginx by default counts no requests of")?;
     shares(scene, "v3", cases, "behind the catch-all")?;
     release.delete(Duration::from_secs(60))?;
@@ -215,7 +215,7 @@ fn a_rule_without_a_host_gets_its_share() -> Outcome {
         let rules = json!([{"http": {"paths": [path(&below, "shop")]}}]);
         let request = Request::to("nobody-has-this-host.test").path(&below);
         let app = App::new("shop", "").behind(vec![ingress("shop", rules)], vec![request.clone()]);
-        behind_the_catch_all(scene, &app, &[("a host that nobody has", request, WEIGHT)])
+        behind_the_catch_all(scene, &app, json!({}), &[("a host that nobody has", request, WEIGHT)])
     })
 }
 
@@ -226,7 +226,8 @@ fn an_ingress_with_nothing_but_a_default_backend_gets_its_share() -> Outcome {
         alone["spec"] = json!({"ingressClassName": "nginx", "defaultBackend": by_port_name("shop")});
         let request = Request::to("nobody-has-this-host.test").path("/whatever");
         let app = App::new("shop", "").behind(vec![alone], vec![request.clone()]);
-        behind_the_catch_all(scene, &app, &[("a host that nobody has", request, WEIGHT)])
+        let knowingly = json!({"traffic": {"allowSharedService": true}});
+        behind_the_catch_all(scene, &app, knowingly, &[("a host that nobody has", request, WEIGHT)])
     })
 }
 
