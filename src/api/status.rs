@@ -117,6 +117,16 @@ pub struct Rollout {
     /// When the weight in force was written; the step's hold counts from here plus the settle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_since: Option<MicroTime>,
+    /// The requests that prove the weight in force, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<String>,
+    /// The requests that deny the weight in force, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_differs: Option<String>,
+    /// Hash of what the canary Ingresses were last made to express: where that is still wanted and they express something
+    /// else, that was somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expressed: Option<String>,
     /// Since when something interrupts the step, such as pods that are not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted_since: Option<MicroTime>,
@@ -185,6 +195,14 @@ pub struct Rollout {
     /// The same for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl Rollout {
+    /// What the names of the canary's objects end in, frozen with them: another suffix in the spec is another release.
+    #[must_use]
+    pub fn suffix(&self) -> &str {
+        self.canary.service.strip_prefix(&self.service).unwrap_or_default()
+    }
 }
 
 /// Names of the canary's objects, frozen when the release starts.
@@ -296,6 +314,8 @@ pub mod conditions {
     pub const CANARY_AVAILABLE: &str = "CanaryAvailable";
     /// Every controller has had the time to learn of the weight in force.
     pub const WEIGHT_LIVE: &str = "WeightLive";
+    /// The requests that the controllers counted divide as the weight says.
+    pub const TRAFFIC_SPLIT_VERIFIED: &str = "TrafficSplitVerified";
     /// A person is waited for: for an approval, or for `spec.paused` to be false.
     pub const PAUSED: &str = "Paused";
     /// Version 2 has taken version 1's place.

@@ -58,6 +58,12 @@ impl Weight {
         Self(u32::try_from(units).map_or(Self::FULL.0, |units| units.min(Self::FULL.0)))
     }
 
+    /// As a fraction of one.
+    #[must_use]
+    pub fn fraction(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::FULL.0)
+    }
+
     /// How many of `replicas` pods this share of the traffic needs, rounded up and at least one.
     #[must_use]
     pub fn pods_of(self, replicas: i32) -> i32 {

@@ -1,6 +1,7 @@
 //! `canary-operator run`
 
 use canary_operator::{
+    analysis::{Http, Scraper, scraper},
     api::Duration,
     cluster::{SystemClock, connect},
     controller::{self, Settings},
@@ -41,6 +42,15 @@ pub struct Options {
     /// ingress-nginx serves Ingresses without a class too (its --watch-ingress-without-class).
     #[arg(long)]
     watch_ingress_without_class: bool,
+    /// Namespace of the ingress-nginx controllers, whose metrics count the requests of releases; empty for all namespaces.
+    #[arg(long, value_name = "NAMESPACE", default_value = "ingress-nginx")]
+    controller_namespace: String,
+    /// Label selector of the ingress-nginx controllers' pods.
+    #[arg(long, value_name = "SELECTOR", default_value = scraper::SELECTOR)]
+    controller_selector: String,
+    /// Port on which the ingress-nginx controllers serve /metrics (their --healthz-port).
+    #[arg(long, value_name = "PORT", default_value_t = scraper::PORT)]
+    controller_metrics_port: u16,
     /// What to log: a level, or directives such as info,kube=debug.
     #[arg(long, default_value = "info")]
     log_level: String,
@@ -95,9 +105,17 @@ pub fn run(options: Options) -> Result<(), RunError> {
 async fn operate(options: Options) -> Result<(), RunError> {
     let metrics = Metrics::new()?;
     let client = connect(Config::infer().await?, &metrics.api)?;
+    let clock = Arc::new(SystemClock);
+    let controllers = scraper::Settings {
+        namespace: Some(options.controller_namespace).filter(|namespace| !namespace.is_empty()),
+        selector: options.controller_selector,
+        port: options.controller_metrics_port,
+        ..scraper::Settings::default()
+    };
     let settings = Settings {
+        scraper: Scraper::new(client.clone(), clock.clone(), Arc::new(Http::default()), controllers),
         client,
-        clock: Arc::new(SystemClock),
+        clock,
         routing: Arc::new(IngressNginx {
             prefix: options.annotations_prefix,
             controllers: options.ingress_controllers,

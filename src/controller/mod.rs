@@ -5,6 +5,7 @@ mod report;
 mod round;
 
 use crate::{
+    analysis::Scraper,
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
@@ -47,6 +48,8 @@ pub struct Settings {
     pub routing: Arc<dyn Routing>,
     /// How long a written weight takes to reach every controller.
     pub settle: Duration,
+    /// Counts the requests of releases from the controllers' metrics.
+    pub scraper: Scraper,
     /// Name of this process in events.
     pub instance: String,
     /// Where it counts.

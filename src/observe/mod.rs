@@ -48,4 +48,17 @@ pub struct Observed {
     pub busy: BTreeMap<String, String>,
     /// What else the API server was asked, where a release is about to start.
     pub survey: Option<Survey>,
+    /// Requests counted at the controllers; nothing where not every one of them answered.
+    pub counted: Option<Counted>,
+}
+
+/// Requests of a release's routes that the controllers counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counted {
+    /// Since when.
+    pub since: jiff::Timestamp,
+    /// Those that version 1's side got, answers by nginx itself included.
+    pub stable: u64,
+    /// Those that version 2's side got.
+    pub canary: u64,
 }

@@ -2,7 +2,7 @@
 
 use super::{Observed, Workload, endpoints, failure, last_line, survey::survey, views::View};
 use crate::{
-    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Stage},
+    api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Rollout, Stage},
     cluster::{CallError, bounded},
     release::{intent, questions},
     render::{owned_by, promotion_patch},
@@ -62,12 +62,13 @@ pub async fn observe(
         ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
         failure: None,
         merged: None,
+        counted: None,
         rivals: others.rivals,
         busy: others.busy,
         survey: None,
         release,
     };
-    if let Some(found) = failed_pod(&seen.release, &view.pods()) {
+    if let Some(found) = failed_pod(&seen.release, &deployments, &view.pods()) {
         let log = log_line(client, &seen.release, &found).await;
         seen.failure = Some((found, log));
     }
@@ -102,7 +103,11 @@ fn read(object: &DynamicObject) -> Option<Workload> {
 }
 
 /// A failing pod of the current revision; its predecessors' dying pods do not count.
-fn failed_pod(release: &CanaryRelease, pods: &[Arc<Pod>]) -> Option<super::Failure> {
+fn failed_pod(
+    release: &CanaryRelease,
+    deployments: &[Arc<DynamicObject>],
+    pods: &[Arc<Pod>],
+) -> Option<super::Failure> {
     let status = release.status.as_ref()?;
     let rollout = status
         .rollout
@@ -112,10 +117,15 @@ fn failed_pod(release: &CanaryRelease, pods: &[Arc<Pod>]) -> Option<super::Failu
         return None;
     }
     let name = release.name_any();
+    let mut canaries = deployments.iter().filter(|d| d.name_any() == rollout.canary.deployment);
+    let made = canaries.find_map(|d| d.creation_timestamp());
+    // What a retry releases has the revision of what failed, whose pods outlive their Deployment until they are collected.
+    let older = |pod: &Pod| matches!((pod.creation_timestamp(), &made), (Some(pod), Some(made)) if pod < *made);
     let mine = |pod: &&Arc<Pod>| {
         pod.labels().get(LABEL_RELEASE) == Some(&name)
             && pod.labels().get(LABEL_REVISION) == status.revision.as_ref()
             && pod.metadata.deletion_timestamp.is_none()
+            && !older(pod)
     };
     pods.iter().filter(mine).find_map(|pod| failure(pod))
 }
@@ -146,6 +156,8 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
 fn needs_merge(seen: &Observed) -> bool {
     let release = &seen.release;
     let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
+    let revision = release.status.as_ref().and_then(|s| s.revision.as_ref());
+    let differs = |known: &String| seen.stable.as_ref().is_some_and(|stable| stable.revision() != *known);
     let making = match rollout {
         None => !release.spec.paused,
         Some(rollout) if rollout.stage == Stage::Ended => {
@@ -153,32 +165,25 @@ fn needs_merge(seen: &Observed) -> bool {
         }
         // GitOps: whether what somebody else gave the stable Deployment is version 2.
         Some(rollout) if rollout.stage == Stage::Promoting => {
-            release.spec.promotion.mode == PromotionMode::AwaitStable
-                && seen
-                    .stable
-                    .as_ref()
-                    .is_some_and(|stable| stable.revision() != rollout.stable_revision)
+            release.spec.promotion.mode == PromotionMode::AwaitStable && differs(&rollout.stable_revision)
         }
-        // Somebody changed the stable Deployment again: whether it still is version 2.
         Some(rollout) if rollout.stage == Stage::Finishing => {
-            let promoted = rollout.promoted_revision.as_ref();
-            let promoted = promoted.or(release.status.as_ref().and_then(|s| s.revision.as_ref()));
+            let promoted = rollout.promoted_revision.as_ref().or(revision);
             rollout.intent == intent(&release.spec)
-                && seen
-                    .stable
-                    .as_ref()
-                    .map(Workload::revision)
-                    .is_some_and(|revision| revision != rollout.stable_revision && promoted != Some(&revision))
+                && differs(&rollout.stable_revision)
+                && promoted.is_some_and(differs)
         }
-        Some(rollout) => {
-            rollout.stage == Stage::Preparing
-                && !seen
-                    .own_deployments
-                    .iter()
-                    .any(|own| own.name == rollout.canary.deployment)
-        }
+        Some(rollout) => rollout.stage == Stage::Preparing && lacks_something(seen, rollout),
     };
     making && release.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether version 2's Deployment or Service is to be made again.
+fn lacks_something(seen: &Observed, rollout: &Rollout) -> bool {
+    let mut own = seen.own_deployments.iter();
+    let deployment = own.any(|own| own.name == rollout.canary.deployment && !own.deleting);
+    let service = seen.services.iter().any(|s| s.name_any() == rollout.canary.service);
+    !(deployment && service)
 }
 
 /// What a merge depends on: asked again only when this changes, or after a while, for a policy may have changed.
@@ -218,5 +223,37 @@ async fn merge(client: &Client, seen: &Observed) -> Result<Option<Result<Value, 
             Some(message) => Ok(Some(Err(message))),
             None => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_that_an_earlier_deployment_of_the_same_revision_left_does_not_fail_the_retry() {
+        let mut release = json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease",
+            "metadata": {"name": "shop"},
+            "spec": {"target": {"deployment": "shop"}, "canary": {"image": "shop:v2"}, "steps": [{"weight": 10, "hold": "1m"}]},
+            "status": {"revision": "abc", "rollout": {"intent": "", "stage": "Preparing", "schedule": "",
+                "startedAt": "2026-01-05T10:00:00.000000Z", "waitingSince": "2026-01-05T10:00:00.000000Z",
+                "stableRevision": "", "service": "shop", "ingresses": [],
+                "canary": {"deployment": "shop-v2", "service": "shop-v2"}}}});
+        let spec = serde_json::from_value(release["spec"].clone()).unwrap();
+        release["status"]["rollout"]["intent"] = json!(intent(&spec));
+        let release: CanaryRelease = serde_json::from_value(release).unwrap();
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "shop-v2", "creationTimestamp": "2026-01-05T10:00:00Z"}});
+        let deployments = [Arc::new(serde_json::from_value(deployment).unwrap())];
+        let pod = |created: &str| {
+            let pod = json!({"metadata": {"name": "shop-v2-1", "creationTimestamp": created,
+                    "labels": {LABEL_RELEASE: "shop", LABEL_REVISION: "abc"}},
+                "status": {"containerStatuses": [{"name": "web", "ready": false, "restartCount": 1, "image": "", "imageID": "",
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}});
+            [Arc::new(serde_json::from_value(pod).unwrap())]
+        };
+        assert_eq!(failed_pod(&release, &deployments, &pod("2026-01-05T09:59:59Z")), None);
+        assert!(failed_pod(&release, &deployments, &pod("2026-01-05T10:00:00Z")).is_some());
     }
 }

@@ -4,16 +4,23 @@ use super::{
     ApiServer, Key, World,
     actors::behaviour::Behaviour,
     json::{int, items, text},
-    server::{error::ApiError, resource::Resource},
+    server::{error::ApiError, patch, resource::Resource},
     world::{TimedOut, runtime},
 };
 use crate::{
-    api::{CanaryRelease, Outcome, Stage},
+    analysis::{
+        Controller, Fetch, ScrapeError, Scraper,
+        scraper::{self, Pieces},
+    },
+    api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
     cluster::{Clock, Metered},
     controller::{self, Settings},
+    release::{Command, Verb, commanded},
+    render::promotion_patch,
     routing::IngressNginx,
     telemetry::Metrics,
 };
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use kube::client::ClientBuilder;
 use serde_json::{Value, json};
@@ -77,6 +84,19 @@ impl Clock for super::clock::VirtualClock {
     }
 }
 
+/// The rehearsed controllers count nothing, and nothing leaves the process.
+struct NoMetrics;
+
+impl Fetch for NoMetrics {
+    fn fetch<'a>(&'a self, _controller: &'a Controller) -> BoxFuture<'a, Result<Pieces, ScrapeError>> {
+        Box::pin(async {
+            Err(ScrapeError::Connect(
+                "the rehearsed controllers have no metrics".to_owned(),
+            ))
+        })
+    }
+}
+
 /// Settings with which the real controller runs against a rehearsed API server.
 ///
 /// # Errors
@@ -90,6 +110,12 @@ pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, promet
         .build();
     let clock = Arc::new(server.clock());
     Ok(Settings {
+        scraper: Scraper::new(
+            client.clone(),
+            clock.clone(),
+            Arc::new(NoMetrics),
+            scraper::Settings::default(),
+        ),
         client,
         clock,
         routing: Arc::new(IngressNginx::default()),
@@ -177,10 +203,13 @@ async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Writ
     let generation = world.server.get(&key).and_then(|r| int(&r, "/metadata/generation"));
     wait(world, format!("CanaryRelease {name} did not come to an end"), |world| {
         story.tell(world, &key, out);
+        if let Some(done) = person(world, &key) {
+            story.line(world, out, &format!("  a person {done}"));
+        }
         world.server.get(&key).is_none_or(|release| {
             let current = int(&release, "/status/observedGeneration") == generation;
             let over = text(&release, "/status/rollout/stage") == "Ended" && release.finalizers_are_gone();
-            let stalled = text(&release, "/status/phase") == "Stalled";
+            let stalled = text(&release, "/status/phase") == "Stalled" || reason(&release) == "Paused";
             current && (over || stalled)
         })
     })
@@ -197,6 +226,53 @@ async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Writ
         .filter(|r| r.stage == Stage::Ended)
         .and_then(|r| r.outcome)
         .unwrap_or(Outcome::Aborted))
+}
+
+/// Why the release waits, as a word.
+fn reason(release: &Value) -> String {
+    let ready = items(release, "/status/conditions")
+        .iter()
+        .find(|c| text(c, "/type") == "Ready");
+    ready.map(|ready| text(ready, "/reason").to_owned()).unwrap_or_default()
+}
+
+/// Whoever is waited for does what is waited for, at once; says what.
+fn person(world: &World, key: &Key) -> Option<String> {
+    let release = world.server.get(key)?;
+    let release: CanaryRelease = serde_json::from_value((*release).clone()).ok()?;
+    let status = release.status.as_ref()?;
+    let rollout = status.rollout.as_ref()?;
+    match reason(&json!(release)).as_str() {
+        "AwaitingApproval" if commanded(&release).is_none() => {
+            let command = Command {
+                verb: Verb::Approve(rollout.step),
+                revision: status.revision.clone()?,
+            };
+            world.server.edit(key, |release| {
+                super::json::set(
+                    release,
+                    "/metadata/annotations",
+                    json!({ANNOTATION_COMMAND: command.to_string()}),
+                );
+            })?;
+            Some(format!("approves step {}", rollout.step))
+        }
+        "AwaitingStable" => {
+            let stable = Key::deployment(NAMESPACE, &rollout.deployment);
+            let live = world.server.get(&stable)?;
+            let container = release.spec.canary.container.clone();
+            let first = || text(&live, "/spec/template/spec/containers/0/name").to_owned();
+            let patch = promotion_patch(&release.spec.canary, &container.unwrap_or_else(first));
+            let mut wanted = (*live).clone();
+            patch::apply(patch::PatchKind::Strategic, &mut wanted, &patch).ok()?;
+            if wanted == *live {
+                return None;
+            }
+            world.server.edit(&stable, |deployment| *deployment = wanted)?;
+            Some(format!("gives Deployment {} version 2", rollout.deployment))
+        }
+        _ => None,
+    }
 }
 
 trait Finalized {

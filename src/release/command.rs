@@ -115,10 +115,8 @@ fn carry_out(draft: &mut Draft<'_>, command: &Command) -> Result<String, String>
         return Err("no release has started".to_owned());
     };
     if revision != command.revision {
-        return Err(format!(
-            "it is for revision {}, and this is {revision}",
-            command.revision
-        ));
+        let meant: String = command.revision.chars().take(LONGEST).collect();
+        return Err(format!("it is for revision {meant}, and this is {revision}"));
     }
     let what = match command.verb {
         Verb::Approve(step) => approve(draft, &mut rollout, step)?,

@@ -66,6 +66,9 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         return start(draft, intent);
     };
     if rollout.stage == Stage::Ended {
+        if ending::kept_too_long(draft, &rollout) {
+            return Flow::Wait;
+        }
         if rollout.intent != intent {
             let recorded = draft
                 .seen
@@ -82,7 +85,8 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
             return start(draft, intent);
         }
         draft.decision.release_finalizer = true;
-        return ending::ended(draft, rollout);
+        draft.decision.at_rest = true;
+        return Flow::Wait;
     }
     if rollout.intent != intent
         && matches!(rollout.stage, Stage::Preparing | Stage::Stepping | Stage::Promoting)

@@ -1,12 +1,12 @@
 //! A decision in the making.
 
-use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, schedule};
+use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, proof, schedule};
 use crate::{
     api::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
-    observe::{Observed, Workload},
+    observe::{Observed, Workload, revision},
     render::{Owner, owned_by},
     routing::{Route, Routing, Services, Split},
 };
@@ -22,6 +22,12 @@ use std::{sync::Arc, time::Duration};
 /// An idle look-in, in case an event was lost; costs no request.
 pub(super) const IDLE: Duration = Duration::from_secs(300);
 
+/// Longer than any wait that a spec can ask for, a hold of a year with its settle time, and short enough to be added to now.
+const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);
+
+/// What is told while pods are waited for that a weight needs.
+pub(super) const SCALING: &str = "ScalingCanary";
+
 /// Whether a stage has said all it can, or another stage goes on in the same round.
 pub(super) enum Flow {
     Wait,
@@ -31,7 +37,7 @@ pub(super) enum Flow {
 /// `07:04:05Z`, with the date where it is not near.
 pub(super) fn clock(at: Timestamp, now: Timestamp) -> String {
     // Rounded up, so that the time told is never before the time meant.
-    let at = at + Duration::from_millis(999);
+    let at = at.checked_add(Duration::from_millis(999)).unwrap_or(at);
     let near = at.duration_since(now).unsigned_abs() < Duration::from_secs(12 * 3600);
     at.strftime(if near { "%H:%M:%SZ" } else { "%a %Y-%m-%d %H:%M:%SZ" })
         .to_string()
@@ -226,9 +232,13 @@ impl<'a> Draft<'a> {
         let Some(canary) = self.canary(rollout) else {
             return false;
         };
-        if canary.replicas < pods {
-            // The operator may have been away since the last wait: these pods were asked for only now.
+        let ready = usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods);
+        let asks = canary.replicas < pods;
+        if asks || !(ready || self.said(SCALING)) {
+            // The operator may have been away, or waited without a deadline for a person: this wait begins only now.
             rollout.waiting_since = MicroTime(self.now);
+        }
+        if asks {
             let patch = json!({"spec": {"replicas": pods}});
             self.write(
                 Kind::Deployment,
@@ -241,7 +251,7 @@ impl<'a> Draft<'a> {
             );
             return false;
         }
-        usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
+        ready
     }
 
     /// Takes pods away that are not to be had, where no share of the traffic needs them.
@@ -261,8 +271,9 @@ impl<'a> Draft<'a> {
     }
 
     /// Makes every canary Ingress express `split`; returns whether that took a write.
-    pub fn steer(&mut self, rollout: &Rollout, split: Split, why: &str) -> bool {
+    pub fn steer(&mut self, rollout: &mut Rollout, split: Split, why: &str) -> bool {
         let ops = self.steering(rollout, split);
+        rollout.expressed = Some(self.expression(split));
         let wrote = !ops.is_empty();
         for (name, op) in ops {
             self.write(Kind::Ingress, &name, op, why);
@@ -273,6 +284,11 @@ impl<'a> Draft<'a> {
         wrote
     }
 
+    /// Stands for all that is asked of the canary Ingresses.
+    pub fn expression(&self, split: Split) -> String {
+        revision(&json!([split.weight, split.step, self.seen.release.spec.traffic]))
+    }
+
     /// A canary Ingress that does not express `split`.
     pub fn strays(&self, rollout: &Rollout, split: Split) -> Option<String> {
         self.steering(rollout, split).into_iter().map(|(name, _)| name).next()
@@ -280,7 +296,7 @@ impl<'a> Draft<'a> {
 
     /// What it takes until every canary Ingress expresses `split`, by name.
     fn steering(&self, rollout: &Rollout, split: Split) -> Vec<(String, Op)> {
-        let suffix = &self.seen.release.spec.canary.suffix;
+        let suffix = rollout.suffix();
         let owner = self.owner();
         let own: Vec<_> = self.own_ingresses().collect();
         let services = Services {
@@ -373,8 +389,10 @@ impl<'a> Draft<'a> {
 
     /// What is left of `length` since `since`; zero when it is over.
     pub fn until(&self, since: Timestamp, length: Duration) -> Duration {
-        let end = since + length;
-        Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO)
+        // A status may say any time, and the end of time is none to be waited for.
+        let end = since.checked_add(length).unwrap_or(Timestamp::MAX);
+        let left = Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO);
+        left.min(LONGEST_WAIT)
     }
 
     pub fn look_again(&mut self, after: Duration) {
@@ -499,6 +517,18 @@ impl<'a> Draft<'a> {
         }
     }
 
+    fn tell(&mut self, type_: &str, status: impl Into<Truth>, reason: &str, message: String) {
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: status.into().word().to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: self.seen.release.metadata.generation,
+            last_transition_time: Time(self.now),
+        };
+        set_condition(&mut self.status.conditions, condition);
+    }
+
     fn set_conditions(&mut self, rollout: Option<&Rollout>) {
         use Phase::{Promoted, RolledBack, Stalled};
         let phase = self.phase;
@@ -506,23 +536,12 @@ impl<'a> Draft<'a> {
         let reason = self.reason;
         let outcome = rollout.and_then(|r| r.outcome);
         let available = rollout.is_some_and(|r| self.seen.failure.is_none() && self.ready(&r.canary.service) > 0);
-        let mut set = |type_: &str, status: bool, reason: &str, message: String| {
-            let condition = Condition {
-                type_: type_.to_owned(),
-                status: if status { "True" } else { "False" }.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                observed_generation: self.seen.release.metadata.generation,
-                last_transition_time: Time(self.now),
-            };
-            set_condition(&mut self.status.conditions, condition);
-        };
         let over = matches!(phase, Promoted | RolledBack | Stalled);
-        set(types::READY, phase == Promoted, reason, message.clone());
-        set(types::RECONCILING, !over, reason, String::new());
+        self.tell(types::READY, phase == Promoted, reason, message.clone());
+        self.tell(types::RECONCILING, !over, reason, String::new());
         // kstatus reads Stalled as "failed": a rolled-back release waits for a person too.
         let stalled = matches!(phase, Stalled | RolledBack);
-        set(
+        self.tell(
             types::STALLED,
             stalled,
             reason,
@@ -530,23 +549,29 @@ impl<'a> Draft<'a> {
         );
         let blocked = phase == Stalled && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let warnings = rollout.map(|r| r.warnings.as_slice()).unwrap_or_default();
+        let unasked = phase == Phase::Paused && rollout.is_none_or(|r| r.stage == Stage::Ended);
         let (why, told) = match warnings {
+            _ if unasked => ("NotChecked", String::new()),
             _ if blocked => (reason, message.clone()),
             [] => ("Fits", String::new()),
             some => ("FitsWithWarnings", some.join("; ")),
         };
-        set(types::PREFLIGHT_PASSED, !blocked, why, told);
+        let passed = if unasked { Truth::Unknown } else { (!blocked).into() };
+        self.tell(types::PREFLIGHT_PASSED, passed, why, told);
         let paused = phase == Phase::Paused;
-        set(
+        self.tell(
             types::PAUSED,
             paused,
             if paused { reason } else { "NotPaused" },
             if paused { message.clone() } else { String::new() },
         );
         if let Some(rollout) = rollout {
-            if matches!(rollout.stage, Stage::Stepping | Stage::Promoting) {
-                let (live, why) = weight_live(rollout, self.settle, self.now);
-                set(types::WEIGHT_LIVE, live, why, String::new());
+            let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
+            if led && rollout.drained_since.is_none() {
+                let (live, why, told) = weight_live(rollout, self.settle, self.now);
+                self.tell(types::WEIGHT_LIVE, live, why, told);
+                let (verified, why, told) = split_verified(rollout);
+                self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
             }
             let why = self.seen.failure.as_ref().map_or(
                 if available {
@@ -557,23 +582,21 @@ impl<'a> Draft<'a> {
                 |(f, _)| f.reason.as_str(),
             );
             if rollout.stage != Stage::Ended {
-                set(types::CANARY_AVAILABLE, available, why, String::new());
+                self.tell(types::CANARY_AVAILABLE, available, why, String::new());
             }
-            if !matches!(
-                rollout.stage,
-                Stage::Preparing | Stage::Stepping | Stage::Promoting | Stage::Finishing
-            ) {
-                set(types::WEIGHT_LIVE, false, "Removed", String::new());
+            if rollout.drained_since.is_some() || matches!(rollout.stage, Stage::RollingBack | Stage::Ended) {
+                self.tell(types::WEIGHT_LIVE, false, "Removed", String::new());
+                self.tell(types::TRAFFIC_SPLIT_VERIFIED, Truth::Unknown, "Removed", String::new());
             }
             let ended = rollout.stage == Stage::Ended;
             let result = rollout.reason.clone().unwrap_or_else(|| reason.to_owned());
-            set(
+            self.tell(
                 types::PROMOTED,
                 ended && outcome == Some(Outcome::Promoted),
                 &result,
                 String::new(),
             );
-            set(
+            self.tell(
                 types::ROLLED_BACK,
                 ended && outcome == Some(Outcome::RolledBack),
                 &result,
@@ -583,12 +606,48 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Whether every controller has had the time to learn of the weight in force, and why not.
-fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str) {
+/// Status of a condition.
+#[derive(Clone, Copy, PartialEq)]
+enum Truth {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl Truth {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "True",
+            Self::No => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// Whether every controller has had the time to learn of the weight in force, and no counted requests deny that.
+fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str, String) {
+    let told = |told: &Option<String>| told.clone().unwrap_or_default();
     match &rollout.weight_since {
-        _ if rollout.interrupted_since.is_some() => (false, "Interrupted"),
-        Some(since) if since.0 + settle <= now => (true, "Settled"),
-        Some(_) => (false, "Settling"),
-        None => (false, "NotWritten"),
+        _ if rollout.split_differs.is_some() => (false, proof::SPLIT, told(&rollout.split_differs)),
+        _ if rollout.interrupted_since.is_some() => (false, "Interrupted", String::new()),
+        _ if rollout.proven.is_some() => (true, "Counted", told(&rollout.proven)),
+        Some(since) if since.0 <= now.checked_sub(settle).unwrap_or(Timestamp::MIN) => (true, "Settled", String::new()),
+        Some(_) => (false, "Settling", String::new()),
+        None => (false, "NotWritten", String::new()),
+    }
+}
+
+/// Whether the requests that the controllers counted divide as the weight says.
+fn split_verified(rollout: &Rollout) -> (Truth, &'static str, String) {
+    match (&rollout.split_differs, &rollout.proven) {
+        (Some(told), _) => (Truth::No, proof::SPLIT, told.clone()),
+        (None, Some(told)) => (Truth::Yes, "Agrees", told.clone()),
+        (None, None) => (Truth::Unknown, "NotProven", String::new()),
     }
 }

@@ -1,7 +1,7 @@
 //! Back to version 1, and the end of a release.
 
 use super::{
-    Kind, Level,
+    Kind, Level, Op,
     draft::{Draft, Flow, clock},
     promoting, schedule,
 };
@@ -11,6 +11,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use serde_json::json;
 use std::time::Duration;
 
 /// Releases that are told.
@@ -200,12 +201,21 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     if !carries {
         return None;
     }
-    if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
+    let told = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
+    let short = rollout.autoscaled && stable.replicas < rollout.capacity && !told;
+    if short {
+        // All requests come back at once: the autoscaler would add the pods for them only after they are missed. Once, for
+        // it may take them away again.
+        let op = Op::Merge {
+            version: stable.version.clone(),
+            patch: json!({"spec": {"replicas": rollout.capacity}}),
+        };
+        draft.write(Kind::Deployment, &name, op, "the pods that an autoscaler took away");
+    } else if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
         // Pods that were there all along are known already.
-        let awaited = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
         let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
         let left = draft.until(since, draft.settle);
-        if !awaited || left.is_zero() {
+        if !told || left.is_zero() {
             return None;
         }
         draft.look_again(left);
@@ -232,25 +242,26 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     Some(Flow::Wait)
 }
 
-/// Nothing is left to do but, after a while, to remove a Deployment that was kept.
-pub(super) fn ended(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
+/// Removes a Deployment that was kept when its time is over, whatever a next release waits for meanwhile; returns whether
+/// that takes this round.
+pub(super) fn kept_too_long(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
     let Some(until) = &rollout.kept_until else {
-        draft.decision.at_rest = true;
-        return Flow::Wait;
+        return false;
     };
     let left = draft.until(until.0, Duration::ZERO);
     if !left.is_zero() {
-        draft.decision.at_rest = true;
         draft.look_again(left);
-        return Flow::Wait;
+        return false;
     }
+    draft.decision.release_finalizer = true;
     let detail = rollout.detail.clone().unwrap_or_default();
     draft.say(Phase::RolledBack, "RolledBack", format!("rolled back: {detail}"));
+    let mut rollout = rollout.clone();
     if draft.remove_deployments("spec.rollback.keepFor is over") {
         rollout.kept_until = None;
     }
     draft.status.rollout = Some(rollout);
-    Flow::Wait
+    true
 }
 
 /// Records how the release ended.

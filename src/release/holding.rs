@@ -34,7 +34,7 @@ pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static 
         );
         return Some(("StableUnavailable", message));
     }
-    let suffix = &draft.seen.release.spec.canary.suffix;
+    let suffix = rollout.suffix();
     let named = |name: &str| draft.seen.ingresses.iter().find(|i| i.name_any() == name);
     let missing = rollout.ingresses.iter().find_map(|name| {
         let Some(stable) = named(name) else {
@@ -105,7 +105,11 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     let length = std::time::Duration::try_from(draft.now.duration_since(since.0)).unwrap_or_default();
     let before = rollout.interrupted_for.unwrap_or_default().get();
     rollout.interrupted_for = Some(Duration::of(before + length));
-    rollout.weight_since = Some(MicroTime(draft.now));
+    // A weight that is not written yet has no time to start over.
+    if let Some(since) = &mut rollout.weight_since {
+        *since = MicroTime(draft.now);
+    }
+    rollout.proven = None;
 }
 
 /// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a
@@ -113,13 +117,7 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
 pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
     let mut rollout = rollout.clone();
     // Whoever may change the spec may change what follows from it.
-    let asked = draft
-        .seen
-        .release
-        .status
-        .as_ref()
-        .and_then(|status| status.observed_generation);
-    if asked != draft.seen.release.metadata.generation {
+    if rollout.expressed.as_ref() != Some(&draft.expression(split)) {
         return None;
     }
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
@@ -130,7 +128,7 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
     }
     if !watching {
         let why = format!("step {}: {}% to version 2", split.step, split.weight);
-        draft.steer(&rollout, split, &why);
+        draft.steer(&mut rollout, split, &why);
         rollout.weight_since = Some(MicroTime(draft.now));
     }
     let names = stray.or_else(|| draft.own_ingresses().next().map(|ingress| ingress.name_any()));

@@ -65,6 +65,9 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         started_at: now.clone(),
         waiting_since: now,
         weight_since: None,
+        proven: None,
+        split_differs: None,
+        expressed: None,
         interrupted_since: None,
         interrupted_for: None,
         approved: None,
@@ -117,14 +120,21 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         draft.decision.release_finalizer = true;
         return Flow::Wait;
     }
-    // What is ours but of another revision was made for a spec that changed before it was recorded.
+    // What is ours may have been made for a spec, or beside a version 1, that changed before it was recorded. What was kept
+    // was kept for people to change, and its pods are those that failed.
+    let kept = draft
+        .status
+        .rollout
+        .as_ref()
+        .is_some_and(|ended| ended.kept_until.is_some());
+    let beside = |own: &Workload| own.kept_template.as_ref().is_none_or(|kept| *kept == stable.template);
     let mine = |own: &Workload| {
         own.name == rollout.canary.deployment
             && pod_labels(&own.template).get(crate::api::LABEL_REVISION) == Some(&revision)
+            && beside(own)
+            && !kept
     };
-    // What was kept to look at is what failed: its pods wait out their back-off, and somebody may have changed them.
-    let kept = draft.status.rollout.as_ref().is_some_and(|r| r.kept_until.is_some());
-    let stale = |own: &Workload| kept || own.deleting || !mine(own);
+    let stale = |own: &Workload| own.deleting || !mine(own);
     if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(stale) {
         let mut since = None;
         draft.drain(&mut since, false, false, "an earlier release left this");
@@ -273,7 +283,11 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             );
             return ending::turn_back(draft, rollout, Outcome::RolledBack, "CanaryDeleted", message);
         }
+        rollout.canary.template = None;
         return remake(draft, rollout);
+    }
+    if rollout.canary.template.is_none() {
+        rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     }
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
     let ready = draft.ready(&rollout.canary.service);
@@ -283,7 +297,6 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let late = format!("only {ready} of {wanted} pods of Deployment {name} were ready");
         return ending::wait_for_progress(draft, rollout, (Phase::Pending, "CanaryStarting", waiting), late);
     }
-    rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     rollout.stage = Stage::Stepping;
     rollout.waiting_since = MicroTime(draft.now);
     draft.status.rollout = Some(rollout);
@@ -296,9 +309,14 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
         Ok(ground) => ground,
         Err(findings) => return stalled(draft, &findings),
     };
-    let Some(Ok(merged)) = &draft.seen.merged else {
-        let why = draft.seen.merged.clone().and_then(Result::err).unwrap_or_default();
-        return ending::turn_back(draft, rollout, Outcome::RolledBack, "TemplateRefused", refused(&why));
+    let merged = match &draft.seen.merged {
+        Some(Ok(merged)) => merged,
+        Some(Err(why)) => {
+            let message = refused(why);
+            return ending::turn_back(draft, rollout, Outcome::RolledBack, "TemplateRefused", message);
+        }
+        // Asked in the round that finds something missing.
+        None => return Flow::Wait,
     };
     let now = revision(merged.pointer("/spec/template").unwrap_or(&Value::Null));
     if draft.status.revision.as_ref() != Some(&now) {
@@ -314,5 +332,6 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
     if let Err(finding) = make(draft, &rollout, &ground, merged, &now, first) {
         return stalled(draft, &[finding]);
     }
+    draft.status.rollout = Some(rollout);
     Flow::Wait
 }

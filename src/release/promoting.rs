@@ -5,10 +5,11 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    draft::{Draft, Flow, clock},
-    ending,
+    draft::{Draft, Flow, SCALING, clock},
+    ending, hash,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
+    proof::contradiction,
     schedule,
     waiting::paused,
 };
@@ -31,8 +32,7 @@ pub(super) fn committed(draft: &Draft<'_>, rollout: &Rollout) -> bool {
 
 /// Moves all traffic to the canary, where it can carry it, then has the stable Deployment run version 2.
 pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
-    let awaits = draft.seen.release.spec.promotion.mode == PromotionMode::AwaitStable;
-    if committed(draft, &rollout) || (awaits && carried_by_somebody(draft, &mut rollout)) {
+    if carried_by_somebody(draft, &mut rollout) || committed(draft, &rollout) {
         (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
         draft.status.rollout = Some(rollout);
         return Flow::Again;
@@ -41,9 +41,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return flow;
     }
     let schedule = schedule::schedule(&draft.seen.release.spec).ok();
-    let steps = schedule.map_or(0, |schedule| schedule.len());
+    let steps = schedule.as_ref().map_or(0, super::Schedule::len);
     draft.status.step = Some(format!("{steps}/{steps}"));
-    let shifts = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never && rollout.unshifted.is_none();
+    let shifts = shifts(draft, &rollout, schedule.as_ref());
     let split = if shifts {
         Split {
             weight: Weight::FULL,
@@ -68,8 +68,11 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
+    if let Some(why) = contradiction(draft, &mut rollout, split.weight) {
+        return hold_until_deadline(draft, rollout, why);
+    }
     resume(draft, &mut rollout);
-    if !shifts && draft.own_ingresses().next().is_some() && draft.steer(&rollout, split, "spec.traffic changed") {
+    if !shifts && draft.own_ingresses().next().is_some() && draft.steer(&mut rollout, split, "spec.traffic changed") {
         draft.note(Level::Normal, "TrafficChanged", "spec.traffic changed");
     }
     if let Some(barrier) = paused(draft, "promotion") {
@@ -89,6 +92,16 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         PromotionMode::UpdateStable => replace_stable(draft, rollout),
         PromotionMode::AwaitStable => await_stable(draft, rollout, split.weight),
     }
+}
+
+/// Whether the canary is to carry everything meanwhile, or does already: who says no only then would have the weight fall
+/// for nothing.
+fn shifts(draft: &Draft<'_>, rollout: &Rollout, schedule: Option<&super::Schedule>) -> bool {
+    let stepped = schedule.map_or(Weight::ZERO, |schedule| schedule.weight(rollout.step));
+    let reached = rollout.reached.last().map_or(Weight::ZERO, |last| last.weight);
+    let shifted = reached == Weight::FULL && stepped < Weight::FULL;
+    let wanted = draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Never;
+    rollout.unshifted.is_none() && (wanted || shifted)
 }
 
 /// Pods that carry all requests. Where they cannot be had, the release goes back, or on without them.
@@ -124,7 +137,7 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
     let waiting = format!(
         "waiting for {need} ready pods of Deployment {name}, which then carry all requests while version 1's are replaced"
     );
-    let what = (Phase::Promoting, "ScalingCanary", waiting);
+    let what = (Phase::Promoting, SCALING, waiting);
     Some(ending::wait_for_progress(draft, rollout.clone(), what, late))
 }
 
@@ -243,10 +256,28 @@ fn replacing(draft: &Draft<'_>, rollout: &Rollout) -> String {
 
 /// Whether somebody else gave the stable Deployment a template on which version 2's overlay changes nothing.
 fn carried_by_somebody(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
+    if draft.seen.release.spec.promotion.mode != PromotionMode::AwaitStable {
+        return false;
+    }
+    let Some(stable) = &draft.seen.stable else {
+        return false;
+    };
+    // Exactly version 2 needs no question. It is theirs all the same: the operator does not take it back.
+    if committed(draft, rollout) {
+        rollout.promoted_revision = Some(stable.revision());
+        return true;
+    }
+    still_version_2(draft, rollout)
+}
+
+/// Whether version 2's overlay changes nothing on the stable Deployment, whatever else somebody changed there: a restart,
+/// or a note of the commit.
+fn still_version_2(draft: &Draft<'_>, rollout: &mut Rollout) -> bool {
     let (Some(stable), Some(Ok(merged))) = (&draft.seen.stable, &draft.seen.merged) else {
         return false;
     };
-    let carried = merged.pointer("/spec/template") == Some(&stable.template);
+    let same = rollout.intent == hash::intent(&draft.seen.release.spec);
+    let carried = same && merged.pointer("/spec/template") == Some(&stable.template);
     if carried {
         rollout.promoted_revision = Some(stable.revision());
     }
@@ -276,8 +307,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let message = ending::stable_changed(draft);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", message);
     };
-    // A restart, say, leaves it version 2: no reason to call that a rollback.
-    if !committed(draft, &rollout) && !carried_by_somebody(draft, &mut rollout) {
+    if !committed(draft, &rollout) && !still_version_2(draft, &mut rollout) {
         let (reason, message) = undone(draft, &rollout, stable);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, reason, message);
     }
@@ -391,7 +421,9 @@ fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
     let message =
         format!("Deployment {name} did not roll out version 2 within {deadline} (spec.progressDeadline){failure}");
     let kept = draft.canary(&rollout).and_then(|canary| canary.kept_template.as_ref());
-    let Some(kept) = kept.filter(|_| rollout.promoted_revision.is_none()) else {
+    // Where somebody else keeps the stable Deployment, it is theirs to take back.
+    let ours = draft.seen.release.spec.promotion.mode == PromotionMode::UpdateStable;
+    let Some(kept) = kept.filter(|_| ours && rollout.promoted_revision.is_none()) else {
         let message = format!(
             "{message}; the canary goes on carrying its requests: see kubectl rollout status deployment/{name}"
         );

@@ -2,11 +2,12 @@
 
 use super::{
     Level, Schedule,
-    draft::{Draft, Flow, clock},
+    draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold, hold_until_deadline, resume, tampered, unready},
+    proof::{contradiction, prove},
     schedule,
-    waiting::{APPROVAL, BARRIERS, Barrier, barrier, next, share},
+    waiting::{APPROVAL, Barrier, barrier, next, share, shut},
 };
 use crate::{
     api::{Phase, Rollout, Stage, Weight},
@@ -35,7 +36,11 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return hold_until_deadline(draft, rollout, why);
     }
     // Steps noted on the Ingresses are of the schedule that was in force when they were written.
-    if !follow_schedule(draft, &mut rollout, &schedule) && catch_up(draft, &mut rollout, &schedule) {
+    if rollout.schedule != hash::schedule_hash(&draft.seen.release.spec) {
+        if let Some(flow) = follow_schedule(draft, &mut rollout, &schedule) {
+            return flow;
+        }
+    } else if catch_up(draft, &mut rollout, &schedule) {
         draft.status.rollout = Some(rollout);
         return Flow::Again;
     }
@@ -49,10 +54,13 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
+    if let Some(why) = contradiction(draft, &mut rollout, weight) {
+        return hold_until_deadline(draft, rollout, why);
+    }
     resume(draft, &mut rollout);
     let why = format!("step {}: {}", rollout.step, share(draft, weight));
-    let written_now = draft.steer(&rollout, split, &why);
-    if written_now {
+    let wrote = draft.steer(&mut rollout, split, &why);
+    if wrote {
         steered(draft, &mut rollout, &schedule, weight);
     }
     let testers = draft.seen.release.spec.traffic.as_ref();
@@ -61,16 +69,22 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let hold = schedule.step(rollout.step).and_then(|step| step.hold);
     let left = draft.until(written, draft.settle + hold.unwrap_or_default().get());
-    // What this round writes cannot be written again by what follows: that is for the next.
-    if !left.is_zero() && (written_now || !rollout.skip_steps) {
+    // An Ingress is written once in a round: what follows needs the version that this leaves.
+    if wrote && rollout.skip_steps {
+        draft.say(
+            Phase::Progressing,
+            "Stepping",
+            format!("{}; promotion is next", share(draft, weight)),
+        );
+        draft.look_again(Duration::ZERO);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
+    if !left.is_zero() && !rollout.skip_steps {
         return stay(draft, rollout, &schedule, left);
     }
     if let Some(barrier) = barrier(draft, &rollout, &schedule, draft.now) {
         return wait_at(draft, rollout, weight, barrier);
-    }
-    if BARRIERS.iter().any(|reason| draft.said(reason)) {
-        // Those waits have no deadline: the next one counts from their end.
-        rollout.waiting_since = MicroTime(draft.now);
     }
     advance(draft, rollout, &schedule)
 }
@@ -101,6 +115,10 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: 
     if !settling.is_zero() && left >= settling + SOON {
         draft.look_again(settling);
     }
+    if left >= SOON {
+        let weight = schedule.weight(rollout.step);
+        prove(draft, &mut rollout, weight);
+    }
     rollout.waiting_since = MicroTime(over);
     let (mut phase, mut reason) = (Phase::Progressing, "Stepping");
     let (then, at) = match barrier(draft, &rollout, schedule, over) {
@@ -129,7 +147,9 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: 
 }
 
 /// The step's time is over, and the schedule waits for something else than time.
-fn wait_at(draft: &mut Draft<'_>, rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+    // Days may pass here: interruptions before them are not of the same trouble as those after.
+    rollout.interrupted_for = None;
     let message = format!("{}; {}", share(draft, weight), barrier.why);
     if barrier.reason == APPROVAL && !draft.said(barrier.reason) {
         draft.note(Level::Normal, barrier.reason, message.clone());
@@ -143,21 +163,59 @@ fn wait_at(draft: &mut Draft<'_>, rollout: Rollout, weight: Weight, barrier: Bar
     Flow::Wait
 }
 
-/// A changed schedule goes on at the first step not below the weight in force.
-/// Returns whether it did change.
-fn follow_schedule(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bool {
-    let hash = hash::schedule_hash(&draft.seen.release.spec);
-    if rollout.schedule == hash {
-        return false;
+/// A changed schedule goes on at the first step not below the weight in force. Where that raises the weight, it waits as
+/// every rise does: for nobody's pause, for an open window, and for pods.
+fn follow_schedule(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> Option<Flow> {
+    if rollout.step == 0 || draft.own_ingresses().next().is_none() {
+        // Nothing is in force yet, whichever step was to be the first.
+        let first = u32::from(schedule.weight(1) == Weight::ZERO);
+        adopt(draft, rollout, first);
+        return None;
     }
-    rollout.schedule = hash;
+    // What somebody else raised is not in force but to be put right.
+    let recorded = rollout.reached.last().map_or(Weight::ZERO, |last| last.weight);
+    let weight = draft.live_weight().min(recorded);
+    let step = schedule.first_not_below(weight);
+    let wanted = schedule.weight(step);
+    if wanted > weight && !rollout.skip_steps {
+        let in_force = Split {
+            weight: recorded,
+            step: rollout.step,
+        };
+        if let Some(flow) = tampered(draft, rollout, in_force) {
+            return Some(flow);
+        }
+        let waits = match shut(draft, rollout, &format!("{wanted}%"), draft.now) {
+            Some(barrier) => Some(wait_at(draft, rollout.clone(), weight, barrier)),
+            None => pods_for(draft, rollout, wanted),
+        };
+        if waits.is_some() {
+            // Other testers do not wait for another weight; a rollback needs the Ingresses as they are.
+            if matches!(waits, Some(Flow::Wait))
+                && let Some(mut held) = draft.status.rollout.take()
+            {
+                let why = format!("step {}: {}", held.step, share(draft, recorded));
+                draft.steer(&mut held, in_force, &why);
+                draft.status.rollout = Some(held);
+            }
+            return waits;
+        }
+    }
+    adopt(draft, rollout, step);
+    if rollout.skip_steps && wanted > weight {
+        // What follows is the promotion, at whose weight the step does not matter.
+        rollout.step = step.saturating_sub(1);
+    }
+    None
+}
+
+fn adopt(draft: &Draft<'_>, rollout: &mut Rollout, step: u32) {
+    rollout.schedule = hash::schedule_hash(&draft.seen.release.spec);
     // An approval was of a step of the schedule before.
     rollout.approved = None;
-    if rollout.step > 0 {
-        rollout.step = schedule.first_not_below(draft.live_weight());
-    }
+    rollout.proven = None;
+    rollout.step = step;
     rollout.weight_since = None;
-    true
 }
 
 /// An operator that died after it wrote a step's weight and before it recorded the step finds the step beside the weight.
@@ -184,6 +242,7 @@ fn catch_up(draft: &Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) -> bo
 fn enter_step(rollout: &mut Rollout, step: u32) {
     rollout.step = step;
     rollout.weight_since = None;
+    rollout.proven = None;
     rollout.interrupted_for = None;
 }
 
@@ -191,6 +250,7 @@ fn enter_promotion(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.stage = Stage::Promoting;
     rollout.waiting_since = MicroTime(draft.now);
     rollout.weight_since = None;
+    rollout.proven = None;
     rollout.interrupted_for = None;
 }
 
@@ -202,16 +262,25 @@ fn advance(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule) -> 
         return Flow::Again;
     }
     let weight = schedule.weight(rollout.step + 1);
-    let need = draft.pods(&rollout, weight);
-    if !draft.scale(&mut rollout, need, &format!("{weight}% of the requests are next")) {
-        let canary = &rollout.canary.deployment;
-        let waiting =
-            format!("waiting for {need} ready pods of Deployment {canary} before {weight}% of the requests go there");
-        let late = format!("Deployment {canary} did not get {need} ready pods");
-        return ending::wait_for_progress(draft, rollout, (Phase::Progressing, "ScalingCanary", waiting), late);
+    if let Some(flow) = pods_for(draft, &mut rollout, weight) {
+        return flow;
     }
     let step = rollout.step + 1;
     enter_step(&mut rollout, step);
     draft.status.rollout = Some(rollout);
     Flow::Again
+}
+
+/// Waits for the pods that a weight needs.
+fn pods_for(draft: &mut Draft<'_>, rollout: &mut Rollout, weight: Weight) -> Option<Flow> {
+    let need = draft.pods(rollout, weight);
+    if draft.scale(rollout, need, &format!("{weight}% of the requests are next")) {
+        return None;
+    }
+    let canary = &rollout.canary.deployment;
+    let waiting =
+        format!("waiting for {need} ready pods of Deployment {canary} before {weight}% of the requests go there");
+    let late = format!("Deployment {canary} did not get {need} ready pods");
+    let what = (Phase::Progressing, SCALING, waiting);
+    Some(ending::wait_for_progress(draft, rollout.clone(), what, late))
 }

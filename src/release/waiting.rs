@@ -10,11 +10,10 @@ use crate::api::{ANNOTATION_COMMAND, Phase, Rollout, Weight};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
-/// The reasons of all barriers.
-pub(super) const BARRIERS: [&str; 3] = [PAUSED, APPROVAL, WINDOW];
 const PAUSED: &str = "Paused";
 pub(super) const APPROVAL: &str = "AwaitingApproval";
 const WINDOW: &str = "WindowClosed";
+const MISTAKE: &str = "InvalidSpec";
 
 /// Something that the schedule waits for.
 pub(super) struct Barrier {
@@ -29,14 +28,9 @@ pub(super) struct Barrier {
 /// What keeps the release from going on at `at`, provided that the step's time is over by then and health allows it.
 pub(super) fn barrier(draft: &Draft<'_>, rollout: &Rollout, schedule: &Schedule, at: Timestamp) -> Option<Barrier> {
     let next = next(rollout, schedule);
-    if let Some(barrier) = paused(draft, &next) {
-        return Some(barrier);
-    }
-    if rollout.skip_steps {
-        return None;
-    }
-    let step = schedule.step(rollout.step);
-    if step.is_some_and(|step| step.approval) && rollout.approved != Some(rollout.step) {
+    let step = schedule.step(rollout.step).filter(|_| !rollout.skip_steps);
+    let unapproved = step.is_some_and(|step| step.approval) && rollout.approved != Some(rollout.step);
+    if unapproved && !draft.seen.release.spec.paused {
         let command = Command {
             verb: Verb::Approve(rollout.step),
             revision: draft.status.revision.clone().unwrap_or_default(),
@@ -52,7 +46,13 @@ pub(super) fn barrier(draft: &Draft<'_>, rollout: &Rollout, schedule: &Schedule,
             until: None,
         });
     }
-    closed(draft, &next, at)
+    shut(draft, rollout, &next, at)
+}
+
+/// What keeps any weight from rising at `at`, whichever step it is of.
+pub(super) fn shut(draft: &Draft<'_>, rollout: &Rollout, next: &str, at: Timestamp) -> Option<Barrier> {
+    let scheduled = !rollout.skip_steps;
+    paused(draft, next).or_else(|| scheduled.then(|| closed(draft, next, at)).flatten())
 }
 
 /// `spec.paused`, which holds what is not yet begun.
@@ -66,14 +66,14 @@ pub(super) fn paused(draft: &Draft<'_>, next: &str) -> Option<Barrier> {
 }
 
 fn closed(draft: &Draft<'_>, next: &str, at: Timestamp) -> Option<Barrier> {
-    let (why, until) = match gate(&draft.seen.release.spec, at) {
+    let (reason, why, until) = match gate(&draft.seen.release.spec, at) {
         Ok(Gate::Open { .. }) => return None,
-        Ok(Gate::Closed { until, why }) => (why, until),
-        Err(mistake) => (mistake, None),
+        Ok(Gate::Closed { until, why }) => (WINDOW, why, until),
+        Err(mistake) => (MISTAKE, mistake, None),
     };
     Some(Barrier {
         phase: Phase::Holding,
-        reason: WINDOW,
+        reason,
         why: match until {
             Some(until) => format!("{next} at {}: {why}", clock(until, draft.now)),
             None => format!("{next} waits: {why}"),

@@ -182,6 +182,10 @@ impl Routing for IngressNginx {
         }
     }
 
+    fn pins_clients(&self, stable: &Ingress) -> bool {
+        self.annotation(stable, "affinity") == Some("cookie")
+    }
+
     fn exposes(&self, live: &Ingress) -> bool {
         let asked = |name| self.annotation(live, name).is_some_and(|text| !text.trim().is_empty());
         self.is_canary(live) && (self.split(live).weight > Weight::ZERO || asked(HEADER) || asked(COOKIE))

@@ -45,6 +45,10 @@ pub trait Routing: Send + Sync {
     /// The split that a live canary Ingress expresses, as its controller reads it.
     fn split(&self, live: &Ingress) -> Split;
 
+    /// Whether one of version 1's Ingresses makes clients stay with the version that they met first, so that chance does not
+    /// decide about each request.
+    fn pins_clients(&self, stable: &Ingress) -> bool;
+
     /// Whether a live canary Ingress leads anybody to version 2: by weight, header or cookie.
     fn exposes(&self, live: &Ingress) -> bool;
 

@@ -382,6 +382,9 @@ fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_wa
         fn exposes(&self, live: &Ingress) -> bool {
             self.0.exposes(live)
         }
+        fn pins_clients(&self, stable: &Ingress) -> bool {
+            self.0.pins_clients(stable)
+        }
         fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str> {
             self.0.misread_canary(ingress)
         }

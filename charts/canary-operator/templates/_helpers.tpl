@@ -97,3 +97,10 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
   resources: [ingressclasses]
   verbs: [get]
 {{- end }}
+
+{{/* Where the ingress-nginx controllers run: whose metrics there are to ask. */}}
+{{- define "canary-operator.controllerRules" -}}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+{{- end }}

@@ -5,7 +5,7 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -14,14 +14,14 @@ fn documents(file: &Path) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// Every YAML file below a folder.
-fn yaml_below(folder: &Path) -> Vec<PathBuf> {
+/// Every file of a kind below a folder.
+pub fn below(folder: &Path, kind: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut files = Vec::new();
     for path in entries.map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
-            files.extend(yaml_below(&path));
-        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+            files.extend(below(&path, kind));
+        } else if path.extension().is_some_and(|extension| extension == kind) {
             files.push(path);
         }
     }
@@ -45,7 +45,7 @@ fn the_generated_definitions_are_what_the_code_generates() {
 fn every_release_in_the_examples_and_the_tests_is_decoded_whole_and_accepted() {
     for folder in ["manifests/examples", "tests/e2e/manifests"] {
         let mut releases = 0;
-        for file in yaml_below(&root().join(folder)) {
+        for file in below(&root().join(folder), "yaml") {
             for document in documents(&file).iter().filter(|d| d["kind"] == "CanaryRelease") {
                 let release: CanaryRelease = serde_json::from_value(document.clone())
                     .unwrap_or_else(|error| panic!("{}: {error}", file.display()));

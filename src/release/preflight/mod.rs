@@ -174,6 +174,17 @@ fn watched(seen: &Observed, routing: &dyn Routing) -> Result<Ground, Vec<Finding
         let routes: Vec<_> = ground.ingresses.iter().chain(&ground.shared).collect();
         findings.extend(routes::foreign_canaries(seen, routing, &service, &routes));
         findings.extend(routes::references(seen, &canary_service(seen, &ground)));
+        let allowed = seen
+            .release
+            .spec
+            .traffic
+            .as_ref()
+            .is_some_and(|t| t.allow_shared_service);
+        let catching = routes::catch_alls(&ground.ingresses, &service).filter(|_| !allowed);
+        findings.extend(catching.map(|leak| {
+            let remedy = "give it a rule with a host, or set spec.traffic.allowSharedService";
+            Finding::new("DefaultBackendShared", format!("{leak}: {remedy}"))
+        }));
     }
     if findings.is_empty() { Ok(ground) } else { Err(findings) }
 }

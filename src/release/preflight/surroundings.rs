@@ -81,6 +81,7 @@ pub(super) fn warnings(seen: &Observed, routing: &dyn Routing, ground: &Ground, 
             hosts.join(", ")
         ));
     }
+    warnings.extend(super::routes::catch_alls(&ground.ingresses, &service));
     for stable in &ground.ingresses {
         warnings.extend(routing.cautions(stable, &service));
     }
@@ -113,7 +114,7 @@ fn scaled_elsewhere(seen: &Observed, survey: &Survey) -> Vec<String> {
     scalers
         .map(|scaler| {
             format!(
-                "HorizontalPodAutoscaler {} sets the replicas of Deployment {stable} ({} to {}): as version 2 takes requests it may scale version 1 down, and what is left takes them all at once after a rollback or promotion; set its spec.minReplicas to what all requests need",
+                "HorizontalPodAutoscaler {} sets the replicas of Deployment {stable} ({} to {}): as version 2 takes requests it may scale version 1 down, and what is left takes them all at once after a rollback; set its spec.minReplicas to what all requests need",
                 scaler.name, scaler.min, scaler.max
             )
         })

@@ -135,3 +135,14 @@ fn only_a_release_with_nothing_to_do_and_nothing_to_guard_is_at_rest() {
     assert!(rests(&world().deleted()), "deleted before it began");
     assert!(!rests(&world().begun().deleted()), "deleted, but guarding objects");
 }
+
+#[test]
+fn a_deployment_made_beside_another_version_1_is_made_again() {
+    // The operator died before it recorded the start; version 1 changes in what version 2 replaces.
+    let begun = world().dies_after(3);
+    let changed = begun.stable(|d| d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v1.1"));
+    let again = changed.stable_rolled_out().rounds(3);
+    let deployment = &again.objects[&(super::super::Kind::Deployment, "shop-v2".to_owned())];
+    let kept = deployment["metadata"]["annotations"].to_string();
+    assert!(kept.contains("shop:v1.1"), "{kept}");
+}

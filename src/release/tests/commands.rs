@@ -190,6 +190,25 @@ fn a_pause_during_the_shift_keeps_version_1() {
 }
 
 #[test]
+fn a_promotion_by_command_before_there_is_an_ingress_makes_it_once_and_at_weight_0() {
+    let world = world().spec(json!({"canary": {"replicas": 4}})).begun();
+    let world = world.command("promote", "").rounds(1).canary_ready(4).rounds(1);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().weight.to_string(), "0");
+    assert_eq!(
+        world.rounds(1).split("shop-ingress-v2").unwrap().weight.to_string(),
+        "100"
+    );
+}
+
+#[test]
+fn a_huge_command_is_told_in_brief() {
+    let text = format!("promote/{}", "é".repeat(100_000));
+    let decision = world().begun().annotated(&text).decide();
+    assert!(decision.answered);
+    assert!(decision.notes.iter().all(|note| note.message.len() < 1_000));
+}
+
+#[test]
 fn a_retry_starts_with_pods_of_its_own_rather_than_with_those_that_were_kept_because_they_failed() {
     let ended = world().spec(json!({"rollback": {"keepFor": "1h"}})).rolled_back();
     assert_eq!(ended.owned(), ["Deployment shop-v2"]);

@@ -187,3 +187,46 @@ fn a_canary_deployment_that_somebody_changes_is_not_what_would_be_promoted() {
     );
     insta::assert_snapshot!(told.rollout().detail.clone().unwrap());
 }
+
+fn kept() -> World {
+    world()
+        .spec(json!({"rollback": {"keepFor": "1h"}}))
+        .at_first_step()
+        .canary_crashes(None)
+        .rounds(1)
+        .later(6)
+        .rounds(2)
+        .canary_recovers()
+}
+
+#[test]
+fn a_deployment_that_was_kept_is_not_what_a_retry_releases() {
+    let debugged = kept().edit(Kind::Deployment, "shop-v2", |d| {
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:debug");
+    });
+    let retried = debugged.command("retry", "").rounds(2);
+    assert_eq!(retried.owned(), [""; 0]);
+    let again = retried.rounds(1);
+    let deployment = &again.objects[&(Kind::Deployment, "shop-v2".to_owned())];
+    assert_eq!(
+        deployment["spec"]["template"]["spec"]["containers"][0]["image"],
+        "shop:v2"
+    );
+    assert_eq!(
+        (again.rollout().stage, &again.rollout().kept_until),
+        (Stage::Preparing, &None)
+    );
+}
+
+#[test]
+fn a_deployment_that_is_kept_goes_in_time_whatever_the_next_version_waits_for() {
+    let paused = kept().spec(json!({"paused": true, "canary": {"image": "shop:v3"}}));
+    let stalled = kept().stable_ready(0).spec(json!({"canary": {"image": "shop:v3"}}));
+    for world in [paused, stalled] {
+        let waiting = world.rounds(1);
+        assert_eq!(waiting.owned(), ["Deployment shop-v2"]);
+        assert_eq!(waiting.clone().later(3_590).decide().again.as_secs(), 10);
+        let over = waiting.later(3_600).rounds(2);
+        assert_eq!((over.owned().len(), &over.rollout().kept_until), (0, &None));
+    }
+}

@@ -403,3 +403,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_time_at_the_end_of_time_is_waited_for_without_a_panic() {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    let worlds = [world().at_first_step(), world().promoting(), world().finishing()];
+    for edge in [jiff::Timestamp::MAX, jiff::Timestamp::MIN] {
+        for world in worlds.clone() {
+            let skewed = world.remember(|r| {
+                r.weight_since = Some(MicroTime(edge));
+                r.stable_since = Some(MicroTime(edge));
+                r.waiting_since = MicroTime(edge);
+            });
+            let _ = skewed.stable_rolled_out().decide();
+        }
+    }
+}

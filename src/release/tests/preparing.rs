@@ -101,3 +101,23 @@ fn another_version_supersedes_this_one_and_starts_after_it_is_gone() {
     );
     insta::assert_snapshot!(story.story);
 }
+
+#[test]
+fn a_deleted_service_is_made_again_once_the_api_server_was_asked() {
+    let mut deleted = world().begun().without(Kind::Service, "shop-v2");
+    deleted.merge_unasked = true;
+    let unasked = deleted.rounds(1);
+    assert_eq!(unasked.rollout().stage, Stage::Preparing);
+    let mut asked = unasked;
+    asked.merge_unasked = false;
+    assert!(writes(&asked)[0].starts_with("create Service shop-v2"));
+}
+
+#[test]
+fn a_canary_deployment_that_somebody_changes_before_it_is_ready_gets_no_request() {
+    let changed = world().begun().rounds(1).edit(Kind::Deployment, "shop-v2", |d| {
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:debug");
+    });
+    let told = changed.canary_ready(1).rounds(1);
+    assert_eq!(told.rollout().reason.as_deref(), Some("CanaryChanged"));
+}

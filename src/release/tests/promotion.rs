@@ -310,6 +310,154 @@ fn version_1_gets_back_the_pods_that_its_autoscaler_took_away() {
     assert!(writes[0].contains("\"replicas\":4"), "{writes:?}");
 }
 
+#[test]
+fn a_template_that_somebody_else_keeps_is_not_taken_back_from_them() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let committed = world().spec(gitops).promoting().later(6).rounds(1).stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+    });
+    let stuck = committed.rounds(1).later(600);
+    assert_eq!(writes(&stuck), [""; 0]);
+    assert_eq!(stuck.rounds(1).phase(), Phase::Stalled);
+}
+
+#[test]
+fn a_pod_lost_after_a_long_wait_for_people_has_the_whole_deadline_to_come_back() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    for patch in [gitops, json!({"paused": true})] {
+        let waiting = world().promoting().spec(patch).later(6).rounds(1).later(86_400);
+        let lost = waiting.canary_ready(3).rounds(1);
+        assert_eq!(lost.clone().later(599).rounds(1).rollout().stage, Stage::Promoting);
+        assert_eq!(lost.later(600).rounds(1).rollout().stage, Stage::RollingBack);
+    }
+}
+
+fn shift_traffic(how: &str) -> serde_json::Value {
+    json!({"promotion": {"mode": "AwaitStable", "shiftTraffic": how}})
+}
+
+#[test]
+fn a_pause_keeps_the_weight_after_an_interruption_or_another_shift_traffic() {
+    let interrupted = world()
+        .at_last_step()
+        .later(66)
+        .rounds(1)
+        .canary_ready(4)
+        .stable_ready(0)
+        .rounds(1)
+        .stable_ready(4);
+    let unshifted = world()
+        .spec(shift_traffic("Never"))
+        .at_last_step()
+        .later(66)
+        .rounds(2)
+        .spec(shift_traffic("Auto"))
+        .canary_ready(4);
+    for world in [interrupted, unshifted] {
+        let paused = world.spec(json!({"paused": true})).rounds(2).later(10).rounds(2);
+        assert_eq!(paused.split("shop-ingress-v2").unwrap().weight.to_string(), "50");
+        assert_eq!(paused.phase(), Phase::Paused);
+    }
+}
+
+#[test]
+fn what_the_user_changes_is_not_taken_for_somebody_elses_hand() {
+    let later_shifted = world()
+        .spec(shift_traffic("Never"))
+        .at_last_step()
+        .later(66)
+        .rounds(2)
+        .spec(shift_traffic("Auto"))
+        .rounds(1)
+        .canary_ready(4);
+    let no_more_shifted = world()
+        .spec(shift_traffic("Auto"))
+        .promoting()
+        .later(6)
+        .rounds(1)
+        .spec(shift_traffic("Never"))
+        .rounds(1);
+    let other_testers = world()
+        .at_first_step()
+        .canary_ready(0)
+        .spec(json!({"traffic": {"cookie": "beta"}}))
+        .rounds(1)
+        .canary_ready(1);
+    for (world, weight) in [(later_shifted, "100"), (no_more_shifted, "100"), (other_testers, "10")] {
+        let notes = world.decide().notes;
+        assert!(
+            notes.iter().all(|note| note.reason != "CanaryIngressChanged"),
+            "{notes:?}"
+        );
+        let after = world.rounds(1);
+        assert_eq!(after.split("shop-ingress-v2").unwrap().weight.to_string(), weight);
+    }
+}
+
+#[test]
+fn another_suffix_while_version_1_is_replaced_makes_no_second_canary() {
+    let world = world().finishing().later(6);
+    assert_eq!(writes(&world.spec(json!({"canary": {"suffix": "-v3"}}))), [""; 0]);
+}
+
+#[test]
+fn a_template_that_somebody_else_gave_is_not_taken_back_even_if_it_is_exactly_version_2() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let given = world().spec(gitops).promoting().later(6).rounds(1).stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+    });
+    let stuck = given.rounds(1).later(600);
+    assert_eq!(writes(&stuck), [""; 0]);
+    assert_eq!(stuck.decide().status.phase, Some(Phase::Stalled));
+}
+
+#[test]
+fn a_restart_of_version_2_while_it_rolls_out_is_no_other_version() {
+    let restarted = world().finishing().stable(|d| {
+        d["metadata"]["generation"] = json!(3);
+        d["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "2026"});
+    });
+    let world = restarted.rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Finishing);
+    let ended = world
+        .stable_rolled_out()
+        .rounds(1)
+        .later(6)
+        .rounds(1)
+        .later(6)
+        .rounds(2);
+    assert_eq!(ended.rollout().outcome, Some(Outcome::Promoted));
+}
+
+#[test]
+fn a_rollback_waits_for_the_pods_that_an_autoscaler_took_away_while_version_2_is_sound() {
+    let autoscaler = crate::observe::Autoscaler {
+        name: "shop".to_owned(),
+        deployment: "shop".to_owned(),
+        min: 1,
+        max: 9,
+    };
+    let world = world()
+        .survey(|s| s.autoscalers.push(autoscaler))
+        .promoting()
+        .stable(|d| d["spec"]["replicas"] = json!(1))
+        .stable_rolled_out();
+    let crashed = world.clone().canary_crashes(None).rounds(1);
+    assert_eq!(crashed.split("shop-ingress-v2"), None, "a crash waits for nothing");
+    let story = world.command("abort", "").round();
+    assert_eq!(story.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
+    let again = story
+        .clone()
+        .stable(|d| d["spec"]["replicas"] = json!(2))
+        .stable_rolled_out()
+        .rounds(1);
+    assert_eq!(writes(&again), [""; 0], "the autoscaler has the last word");
+    assert_eq!(again.later(6).rounds(1).split("shop-ingress-v2"), None);
+    insta::assert_snapshot!(story.story);
+}
+
 /// Somebody else's tool gives the stable Deployment version 2, with a note beside.
 fn committed_by_somebody(world: World) -> World {
     world.stable(|d| {

@@ -158,7 +158,7 @@ fn a_changed_schedule_goes_on_at_the_first_step_not_below_the_weight_in_force() 
         (&[("5", "1m"), ("50", "2m"), ("80", "1m")][..], 2, "50"),
         (&[("5", "1m"), ("20", "1m")][..], 2, "20"),
     ] {
-        let world = at_50.clone().steps(steps).rounds(1);
+        let world = at_50.clone().steps(steps).rounds(1).canary_ready(3).rounds(1);
         assert_eq!(
             (world.rollout().step, world.rollout().stage),
             (step, Stage::Stepping),
@@ -342,4 +342,54 @@ fn pods_that_an_autoscaler_took_from_version_1_count_for_the_canary() {
         2,
         "half of 4"
     );
+}
+
+#[test]
+fn a_changed_schedule_raises_no_weight_while_paused_or_outside_of_a_window() {
+    let closed = json!([{"days": ["Sun"], "from": "09:00", "to": "10:00"}]);
+    for held in [json!({"paused": true}), json!({"windows": closed})] {
+        let mut world = world()
+            .at_first_step()
+            .spec(held.clone())
+            .steps(&[("25", "1m")])
+            .rounds(1);
+        assert_eq!(world.split("shop-ingress-v2").unwrap().weight.to_string(), "10");
+        assert_eq!(world.clone().later(3_600).decide().writes, []);
+        world = world
+            .later(3_600)
+            .spec(json!({"paused": null, "windows": null}))
+            .rounds(1);
+        assert_eq!(
+            world.split("shop-ingress-v2").unwrap().weight.to_string(),
+            "25",
+            "{held}"
+        );
+    }
+}
+
+#[test]
+fn a_changed_schedule_raises_no_weight_before_there_are_pods_for_it() {
+    let world = world().at_first_step().later(9).steps(&[("100", "1m")]);
+    assert!(writes(&world)[0].contains(r#""replicas":4"#), "{:?}", writes(&world));
+    let waiting = world.rounds(1);
+    assert_eq!(waiting.clone().canary_ready(3).decide().writes, []);
+    let ready = waiting.clone().later(599).canary_ready(4).rounds(1);
+    assert_eq!(ready.split("shop-ingress-v2").unwrap().weight.to_string(), "100");
+    assert_eq!(waiting.later(600).rounds(1).rollout().stage, Stage::RollingBack);
+}
+
+#[test]
+fn a_schedule_that_changes_before_there_is_an_ingress_still_begins_at_weight_0() {
+    let begun = world().steps(&[("0", "1m"), ("10", "1m")]).begun();
+    let routed = begun.steps(&[("50", "1m")]).canary_ready(1).rounds(1);
+    assert_eq!(routed.split("shop-ingress-v2").unwrap().weight.to_string(), "0");
+}
+
+#[test]
+fn a_weight_that_somebody_raised_is_not_where_a_changed_schedule_goes_on() {
+    let steps = |hold| [("10", hold), ("20", "1m"), ("80", "1m")];
+    let world = world().steps(&steps("1m")).at_first_step().live_split("80", 1);
+    let changed = world.steps(&steps("2m")).rounds(1);
+    assert_eq!(changed.rollout().step, 1);
+    assert_eq!(changed.split("shop-ingress-v2").unwrap().weight.to_string(), "10");
 }

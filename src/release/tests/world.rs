@@ -3,7 +3,7 @@
 use super::super::{Decision, Kind, Op, decide};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, FINALIZER, Phase, Rollout, Weight},
-    observe::{Class, Failure, Observed, Survey, Workload},
+    observe::{Class, Counted, Failure, Observed, Survey, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
     routing::{IngressNginx, Routing, Split},
@@ -32,6 +32,7 @@ pub struct World {
     pub rivals: Vec<String>,
     pub busy: BTreeMap<String, String>,
     pub survey: Option<Survey>,
+    pub counted: Option<Counted>,
     pub now: Timestamp,
     pub story: String,
     versions: u64,
@@ -52,6 +53,7 @@ pub fn world() -> World {
         merge_unasked: false,
         rivals: Vec::new(),
         busy: BTreeMap::new(),
+        counted: None,
         survey: Some(Survey {
             classes: BTreeMap::from([("nginx".to_owned(), Class::Of("k8s.io/ingress-nginx".to_owned()))]),
             ..Default::default()
@@ -246,6 +248,13 @@ impl World {
         self
     }
 
+    /// The controllers counted these requests in the last seconds.
+    pub fn counted(mut self, seconds: u64, stable: u64, canary: u64) -> Self {
+        let since = self.now - Duration::from_secs(seconds);
+        self.counted = Some(Counted { since, stable, canary });
+        self
+    }
+
     pub fn ago(&self, seconds: u64) -> MicroTime {
         MicroTime(self.now - Duration::from_secs(seconds))
     }
@@ -294,6 +303,7 @@ impl World {
             rivals: self.rivals.clone(),
             busy: self.busy.clone(),
             survey: self.survey.clone(),
+            counted: self.counted,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the controller makes of version 1's Ingresses: whether it serves them, and what they do to a split.
 
 use super::IngressNginx;
-use crate::routing::claimed_hosts;
+use crate::routing::{Routing, claimed_hosts};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::ResourceExt;
 
@@ -46,7 +46,7 @@ pub(super) fn unserved(nginx: &IngressNginx, ingress: &Ingress, controller: Opti
 pub(super) fn cautions(nginx: &IngressNginx, stable: &Ingress, service: &str) -> Vec<String> {
     let name = stable.name_any();
     let mut cautions = Vec::new();
-    if nginx.annotation(stable, "affinity") == Some("cookie") {
+    if nginx.pins_clients(stable) {
         cautions.push(format!(
             "Ingress {name} has session affinity: a client stays with the version that it met first, whatever weight, header or cookie say, so that version 2's share is one of clients rather than of requests; a rollback frees them, for it deletes the canary Ingress"
         ));

@@ -3,16 +3,10 @@
 //! They are the YAML files of `manifests/`, which are good for `kubectl apply` as they are; here they get a host and
 //! an image of the caller's, and the few variations that the scenarios differ in.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::{
-    cluster::setting,
-    namespace::Namespace,
-    process::{attempt, output, until},
-};
+use crate::{app::App, cluster::setting, load::Request};
 
 /// The exercise's own host name.
 pub const HOST: &str = "edu.challenger-03";
@@ -28,127 +22,17 @@ const INGRESS: &str = include_str!("../manifests/exercise-1/ingress.yaml");
 
 /// The images in the manifests are tags of this.
 const MANIFEST_REPOSITORY: &str = "localhost/challenge-app";
-/// Annotations of the exercise's Ingress that throttle a client.
-const RATE_LIMIT: [&str; 2] = [
-    "nginx.ingress.kubernetes.io/limit-rpm",
-    "nginx.ingress.kubernetes.io/limit-burst-multiplier",
-];
-
-/// Version 1 of the application, ready to be applied.
-#[derive(Clone, Debug)]
-pub struct Exercise {
-    host: String,
-    /// The Deployment.
-    pub deployment: Value,
-    /// The Service in front of it.
-    pub service: Value,
-    /// The Ingress that leads to the Service.
-    pub ingress: Value,
-}
-
-impl Exercise {
+impl App {
     /// The exercise to the letter, under the host name `host`.
-    pub fn new(host: &str) -> Result<Self> {
+    pub fn of_the_exercise(host: &str) -> Result<Self> {
         let mut ingress = manifest(INGRESS)?;
         ingress["spec"]["rules"][0]["host"] = host.into();
         Ok(Self {
-            host: host.to_owned(),
             deployment: manifest(DEPLOYMENT)?,
             service: manifest(SERVICE)?,
-            ingress,
+            ingresses: vec![ingress],
+            answers_at: vec![Request::to(host)],
         })
-    }
-
-    /// Without the annotations that let nginx answer 503 to a fast client.
-    pub fn without_rate_limit(mut self) -> Self {
-        if let Some(annotations) = self.ingress["metadata"]["annotations"].as_object_mut() {
-            annotations.retain(|key, _| !RATE_LIMIT.contains(&key.as_str()));
-        }
-        self
-    }
-
-    /// With this many pods.
-    pub fn with_replicas(mut self, replicas: u32) -> Self {
-        self.deployment["spec"]["replicas"] = replicas.into();
-        self
-    }
-
-    /// With a readiness probe, which the exercise lacks: without one a pod is ready before it listens, and on a busy
-    /// machine nginx answers 502 for it for seconds.
-    pub fn with_readiness_probe(mut self) -> Self {
-        self.deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
-            json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1});
-        self
-    }
-
-    /// The host name under which it answers.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// Applies it, and waits until every pod of version 1 listens and version 1 answers through nginx.
-    pub fn deploy(&self, namespace: &Namespace) -> Result<()> {
-        self.free_the_host(namespace)?;
-        namespace.apply(&[self.deployment.clone(), self.service.clone(), self.ingress.clone()])?;
-        output(&mut namespace.kubectl(&["rollout", "status", "deployment/challenge-app", "--timeout=90s"]))?;
-        let replicas = self.deployment["spec"]["replicas"].as_u64().unwrap_or(1);
-        until("every pod of version 1 listens", Duration::from_secs(60), || {
-            let log = namespace.ask(&["logs", "--selector=app=challenge-app", "--tail=-1"])?;
-            let listening = log.lines().filter(|line| line.contains(" listens on port ")).count() as u64;
-            Ok(if listening >= replicas { Ok(()) } else { Err(log) })
-        })?;
-        let url = format!("http://{}/", namespace.cluster().ingress_address());
-        let host = format!("Host: {}", self.host);
-        until(
-            &format!("version 1 answers for {}", self.host),
-            Duration::from_secs(60),
-            || {
-                let args = [
-                    "--silent",
-                    "--show-error",
-                    "--include",
-                    "--max-time",
-                    "5",
-                    "--header",
-                    &host,
-                    &url,
-                ];
-                let ended = attempt(&mut namespace.cluster().beside("curl", &args), "")?;
-                let answers = ended.stdout.contains(" 200 OK") && ended.stdout.contains("X-Version: v1");
-                Ok(if answers {
-                    Ok(())
-                } else {
-                    Err(format!("{}{}", ended.stdout, ended.stderr))
-                })
-            },
-        )
-    }
-
-    /// Two Ingresses of one host and path would fight over it, so what an earlier run left is removed, and anyone
-    /// else's is an error.
-    fn free_the_host(&self, namespace: &Namespace) -> Result<()> {
-        let list: Value =
-            serde_json::from_str(
-                &namespace
-                    .cluster()
-                    .ask(&["get", "ingresses", "--all-namespaces", "-o=json"])?,
-            )?;
-        for ingress in list["items"].as_array().into_iter().flatten() {
-            let rules = ingress["spec"]["rules"].as_array();
-            let other = ingress["metadata"]["namespace"].as_str().unwrap_or_default();
-            let same_host = rules
-                .into_iter()
-                .flatten()
-                .any(|rule| rule["host"] == self.host.as_str());
-            if same_host && other != namespace.name() && !namespace.remove_if_ours(other)? {
-                bail!(
-                    "the host {} is in use by an Ingress of the namespace {other}: delete that first",
-                    self.host
-                );
-            }
-        }
-        Ok(())
     }
 }
 
@@ -203,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_exercise_is_to_the_letter() {
-        let exercise = Exercise::new(HOST).unwrap();
+        let exercise = App::of_the_exercise(HOST).unwrap();
         let container = &exercise.deployment["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(exercise.deployment["spec"]["replicas"], 1);
         assert_eq!(
@@ -219,8 +103,8 @@ mod tests {
             "spec.nodeName"
         );
         assert_eq!(exercise.service["spec"]["selector"], json!({"app": "challenge-app"}));
-        assert_eq!(exercise.ingress["spec"]["rules"][0]["host"], "edu.challenger-03");
-        let annotations = exercise.ingress["metadata"]["annotations"].as_object().unwrap();
+        assert_eq!(exercise.ingresses[0]["spec"]["rules"][0]["host"], "edu.challenger-03");
+        let annotations = exercise.ingresses[0]["metadata"]["annotations"].as_object().unwrap();
         let annotation = |name: &str| {
             annotations[&format!("nginx.ingress.kubernetes.io/{name}")]
                 .as_str()
@@ -234,19 +118,6 @@ mod tests {
             "rewrite-target",
         ];
         assert_eq!(names.map(annotation), ["3m", "5k", "175", "1", "/"]);
-    }
-
-    #[test]
-    fn the_rate_limit_goes_and_the_rest_stays() {
-        let exercise = Exercise::new("a.test").unwrap().without_rate_limit().with_replicas(2);
-        assert_eq!(
-            exercise.ingress["metadata"]["annotations"].as_object().unwrap().len(),
-            3
-        );
-        assert_eq!(
-            (exercise.host(), &exercise.deployment["spec"]["replicas"]),
-            ("a.test", &json!(2))
-        );
     }
 
     #[test]

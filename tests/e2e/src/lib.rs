@@ -7,6 +7,8 @@
 //! Every function returns an error that says what was waited for and what was seen instead; [`scene::play`] adds
 //! the state of the namespace to it and keeps the logs.
 
+pub mod ab;
+pub mod app;
 pub mod cluster;
 pub mod exercise;
 pub mod load;

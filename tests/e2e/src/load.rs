@@ -23,14 +23,100 @@ use crate::{
 /// connection attempt to a pod that is gone.
 pub const SLOW: Duration = Duration::from_secs(1);
 
+/// The right to send many requests at once. Where two did so at the same time, the scenarios beside them, which measure
+/// how long requests take, would measure the machine.
+pub fn burst() -> MutexGuard<'static, ()> {
+    static BURST: Mutex<()> = Mutex::new(());
+    BURST.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Query that tells apart the requests that take turns.
+const TURN: &str = "?turn=";
+
 /// How long the generator itself waits for an answer before it counts an error.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A GET of the ingress controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    host: String,
+    path: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// Of the root of `host`.
+    #[must_use]
+    pub fn to(host: &str) -> Self {
+        Self {
+            host: host.to_owned(),
+            path: "/".to_owned(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// Of this path, which begins with a slash.
+    #[must_use]
+    pub fn path(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
+    }
+
+    /// With this header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With these cookies, each `name=value`.
+    #[must_use]
+    pub fn cookie(self, cookies: &str) -> Self {
+        self.header("Cookie", cookies)
+    }
+
+    /// Its URL, for a tool that sends [`Self::header_lines`] with it.
+    #[must_use]
+    pub fn url(&self, cluster: &Cluster) -> String {
+        format!("http://{}{}", cluster.ingress_address(), self.path)
+    }
+
+    /// Its headers, each `Name: value`, the host first.
+    pub fn header_lines(&self) -> impl Iterator<Item = String> {
+        let host = format!("Host: {}", self.host);
+        let others = self.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+        std::iter::once(host).chain(others)
+    }
+}
+
+impl From<&str> for Request {
+    fn from(host: &str) -> Self {
+        Self::to(host)
+    }
+}
+
+impl From<&String> for Request {
+    fn from(host: &String) -> Self {
+        Self::to(host)
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.host, self.path)?;
+        self.headers
+            .iter()
+            .try_for_each(|(name, value)| write!(f, " with {name}: {value}"))
+    }
+}
 
 /// One answer to one request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Number of the request, from 0.
     pub number: u64,
+    /// Which of the requests it was, where several take turns, from 0.
+    pub turn: usize,
     /// When the request was sent.
     pub sent: Timestamp,
     /// How long the answer took.
@@ -41,6 +127,8 @@ pub struct Answer {
     pub error: String,
     /// Which version answered, by its own header; none where it was not the application that answered.
     pub version: Option<String>,
+    /// Which pod answered, likewise.
+    pub pod: Option<String>,
 }
 
 impl Answer {
@@ -59,22 +147,24 @@ impl Answer {
             latency: u64,
             #[serde(default)]
             error: String,
+            #[serde(default)]
+            url: String,
             headers: Option<BTreeMap<String, Vec<String>>>,
         }
 
         let line: Line = serde_json::from_str(line).with_context(|| format!("the load generator wrote {line}"))?;
-        let version = line
-            .headers
-            .unwrap_or_default()
-            .remove("X-Version")
-            .and_then(|values| values.into_iter().next());
+        let mut headers = line.headers.unwrap_or_default();
+        let mut header = |name| headers.remove(name).and_then(|values| values.into_iter().next());
+        let turn = line.url.rsplit_once(TURN).and_then(|(_, turn)| turn.parse().ok());
         Ok(Self {
             number: line.seq,
+            turn: turn.unwrap_or_default(),
             sent: line.timestamp,
             took: Duration::from_nanos(line.latency),
             code: line.code,
             error: line.error,
-            version,
+            version: header("X-Version"),
+            pod: header("X-Pod"),
         })
     }
 }
@@ -175,19 +265,23 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends `per_second` requests a second to `host` through the ingress controller, for at most `most`, and
-    /// returns when the first answer has come.
+    /// Sends `per_second` requests a second through the ingress controller, for at most `most`, and returns when the
+    /// first answer has come.
     ///
     /// An open model: a request leaves on time however slow the ones before it are, so that a stall is seen by as
     /// many requests as would have met it.
-    pub fn start(cluster: &Cluster, host: &str, per_second: u32, most: Duration) -> Result<Self> {
+    pub fn start(cluster: &Cluster, request: impl Into<Request>, per_second: u32, most: Duration) -> Result<Self> {
+        Self::in_turns(cluster, &[request.into()], per_second, most)
+    }
+
+    /// The same with several requests that take turns; [`Answer::turn`] tells them apart.
+    pub fn in_turns(cluster: &Cluster, requests: &[Request], per_second: u32, most: Duration) -> Result<Self> {
         let rate = format!("-rate={per_second}/1s");
         let duration = format!("-duration={}s", most.as_secs());
         let timeout = format!("-timeout={}s", PATIENCE.as_secs());
-        let header = format!("-header=Host: {host}");
-        let mut command = cluster.beside("vegeta", &["attack", &rate, &duration, &timeout, &header]);
+        let mut command = cluster.beside("vegeta", &["attack", &rate, &duration, &timeout]);
         let (mut attack, stdout) = Background::start_with(&mut command, Stdio::piped())?;
-        attack.feed(&format!("GET http://{}/\n", cluster.ingress_address()))?;
+        attack.feed(&targets(cluster, requests))?;
         // A process group of its own, so that stopping the attack leaves this one to write out the last answers.
         let (encode, stdout) =
             Background::start_with(&mut cluster.beside("vegeta", &["encode", "-to=json"]), stdout.into())?;
@@ -288,16 +382,56 @@ impl Load {
     }
 
     /// Exactly `count` requests at this rate, and their answers.
-    pub fn exactly(cluster: &Cluster, host: &str, per_second: u32, count: usize) -> Result<Vec<Answer>> {
-        let expected = Duration::from_secs_f64(count as f64 / f64::from(per_second));
+    pub fn exactly(
+        cluster: &Cluster,
+        request: impl Into<Request>,
+        per_second: u32,
+        count: usize,
+    ) -> Result<Vec<Answer>> {
+        let each = Self::exactly_each(cluster, &[request.into()], per_second, count)?;
+        Ok(each.into_iter().flatten().collect())
+    }
+
+    /// Exactly `count` of each of these requests, all at the same time and together at this rate; the answers to
+    /// each.
+    pub fn exactly_each(
+        cluster: &Cluster,
+        requests: &[Request],
+        per_second: u32,
+        count: usize,
+    ) -> Result<Vec<Vec<Answer>>> {
+        let expected = Duration::from_secs_f64((count * requests.len()) as f64 / f64::from(per_second));
         // The generator knows only durations and may miss the count by one; so it is started for longer, and what
         // it sends beyond the count is cut off.
-        let load = Self::start(cluster, host, per_second, expected * 2 + PATIENCE)?;
-        load.until_answers(count, expected * 2 + PATIENCE)?;
-        let mut answers = load.stop()?;
-        answers.truncate(count);
-        Ok(answers)
+        let most = expected * 2 + PATIENCE;
+        let load = Self::in_turns(cluster, requests, per_second, most)?;
+        let come = |answers: &[Answer], turn| answers.iter().filter(|answer| answer.turn == turn).count();
+        load.until(&format!("{count} answers to each request have come"), most, |answers| {
+            (0..requests.len()).all(|turn| come(answers, turn) >= count)
+        })?;
+        let mut each = vec![Vec::new(); requests.len()];
+        for answer in load.stop()? {
+            if let Some(answers) = each.get_mut(answer.turn).filter(|answers| answers.len() < count) {
+                answers.push(answer);
+            }
+        }
+        Ok(each)
     }
+}
+
+/// The requests as the generator reads them.
+fn targets(cluster: &Cluster, requests: &[Request]) -> String {
+    let several = requests.len() > 1;
+    let target = |(turn, request): (usize, &Request)| {
+        let mark = if several {
+            format!("{TURN}{turn}")
+        } else {
+            String::new()
+        };
+        let headers: Vec<_> = request.header_lines().map(|line| line + "\n").collect();
+        format!("GET {}{mark}\n{}\n", request.url(cluster), headers.concat())
+    };
+    requests.iter().enumerate().map(target).collect()
 }
 
 fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
@@ -372,6 +506,26 @@ mod tests {
             .map(|answer| answer.number)
             .collect();
         assert_eq!(window, [7]);
+    }
+
+    #[test]
+    fn an_answer_tells_its_turn_and_its_pod() {
+        let line = GOOD
+            .replace("10.96.0.80/", "10.96.0.80/shop?turn=3")
+            .replace(r#""X-Version""#, r#""X-Pod":["shop-7d-x2"],"X-Version""#);
+        let answer = Answer::parse(&line).unwrap();
+        assert_eq!((answer.turn, answer.pod.as_deref()), (3, Some("shop-7d-x2")));
+        assert_eq!((answers()[0].turn, answers()[0].pod.as_deref()), (0, None));
+    }
+
+    #[test]
+    fn a_request_reads_like_one() {
+        let request = Request::to("a.test").path("/shop").header("X-Canary", "yes");
+        assert_eq!(request.to_string(), "a.test/shop with X-Canary: yes");
+        assert_eq!(
+            request.header_lines().collect::<Vec<_>>(),
+            ["Host: a.test", "X-Canary: yes"]
+        );
     }
 
     #[test]

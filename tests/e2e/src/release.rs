@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     namespace::Namespace,
-    process::output_of_input,
+    process::{output_of_input, until},
     watch::{Seen, Watch},
 };
 
@@ -18,6 +18,9 @@ pub const RESOURCE: &str = "canaryreleases.canary-operator.dev";
 
 /// Label on everything the operator made for a release.
 pub const LABEL: &str = "canary-operator.dev/release";
+
+/// Annotation with which people tell the operator what to do once.
+pub const COMMAND: &str = "canary-operator.dev/command";
 
 const CANARY: &str = "nginx.ingress.kubernetes.io/canary";
 const CANARY_WEIGHT: &str = "nginx.ingress.kubernetes.io/canary-weight";
@@ -36,6 +39,10 @@ pub struct Status {
     pub step: String,
     /// The weight in force.
     pub weight: String,
+    /// Which version 2 this is about.
+    pub revision: String,
+    /// Where the release stands.
+    pub rollout: Option<Rollout>,
     /// When the next step is due.
     pub next_advance_at: Option<Timestamp>,
     /// Image of version 1.
@@ -54,10 +61,37 @@ impl Status {
     /// The condition of this type where it is true.
     #[must_use]
     pub fn holds(&self, kind: &str) -> Option<&Condition> {
-        self.conditions
-            .iter()
-            .find(|condition| condition.kind == kind && condition.status == "True")
+        self.condition(kind).filter(|condition| condition.status == "True")
     }
+
+    /// The condition of this type.
+    #[must_use]
+    pub fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+
+    /// What is being done; empty before a release starts.
+    #[must_use]
+    pub fn stage(&self) -> &str {
+        self.rollout.as_ref().map_or("", |rollout| &rollout.stage)
+    }
+
+    /// Whether the release waits for somebody's approval.
+    #[must_use]
+    pub fn awaits_approval(&self) -> bool {
+        self.phase == "Paused"
+            && self
+                .condition("Ready")
+                .is_some_and(|ready| ready.reason == "AwaitingApproval")
+    }
+}
+
+/// Where a release stands, as in `status.rollout`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rollout {
+    /// What is being done.
+    pub stage: String,
 }
 
 /// The canary's pods, as in `status.canaryPods`.
@@ -268,6 +302,16 @@ impl<'a> Release<'a> {
         self.until_unless(what, within, &["Promoted", "RolledBack"], wanted)
     }
 
+    /// The same for a release that has ended and was told to start again.
+    pub fn until_even_from_the_end(
+        &self,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Moment) -> bool,
+    ) -> Result<Moment> {
+        self.until_unless(what, within, &[], wanted)
+    }
+
     fn until_unless(
         &self,
         what: &str,
@@ -340,6 +384,44 @@ impl<'a> Release<'a> {
         let at = live_at(&written, weight, hold).unwrap_or(written.at);
         thread::sleep(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         Ok(Moment { at, ..written })
+    }
+
+    /// Waits until this is being done.
+    pub fn until_stage(&self, stage: &str, within: Duration) -> Result<Moment> {
+        self.until(&format!("the stage is {stage}"), within, |moment| {
+            moment.status.stage() == stage
+        })
+    }
+
+    /// Waits until this step, such as `1/4`, waits for approval.
+    pub fn until_awaiting_approval(&self, step: &str, within: Duration) -> Result<Moment> {
+        self.until(&format!("step {step} awaits approval"), within, |moment| {
+            moment.status.step == step && moment.status.awaits_approval()
+        })
+    }
+
+    /// Approves the step that waits at `moment`.
+    pub fn approve(&self, moment: &Moment) -> Result<()> {
+        let (step, _) = moment.status.step.split_once('/').context("there is no step")?;
+        self.command(&format!("approve/{}/{step}", moment.status.revision))
+    }
+
+    /// Gives the operator a command, such as `abort/REVISION`, and waits until it has taken it.
+    pub fn command(&self, command: &str) -> Result<()> {
+        let annotation = format!("{COMMAND}={command}");
+        self.namespace
+            .ask(&["annotate", RESOURCE, &self.name, "--overwrite", &annotation])?;
+        until(
+            &format!("the operator takes the command {command}"),
+            Duration::from_secs(30),
+            || {
+                let object = self.namespace.get(&[RESOURCE, &self.name])?;
+                Ok(match object["metadata"]["annotations"][COMMAND].as_str() {
+                    None => Ok(()),
+                    Some(left) => Err(format!("the annotation {left} is still there")),
+                })
+            },
+        )
     }
 
     /// What `kubectl get canaryrelease` shows: the heads of the columns, and the row.

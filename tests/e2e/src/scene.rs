@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::{
     cluster::{Cluster, repository},
-    load::Load,
+    load::{Load, Request},
     namespace::Namespace,
     operator::Operator,
     process::attempt,
@@ -79,9 +79,9 @@ impl Scene {
         format!("{}.test", self.namespace.name())
     }
 
-    /// Constant traffic to `host`, for at most `most`.
-    pub fn load(&self, host: &str, per_second: u32, most: Duration) -> Result<Load> {
-        Load::start(self.cluster, host, per_second, most)
+    /// Constant traffic, for at most `most`.
+    pub fn load(&self, request: impl Into<Request>, per_second: u32, most: Duration) -> Result<Load> {
+        Load::start(self.cluster, request, per_second, most)
     }
 
     /// Writes everything that helps to find the fault into a folder; the gist of it as text.

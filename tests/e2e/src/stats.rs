@@ -106,6 +106,13 @@ mod tests {
     }
 
     #[test]
+    fn one_in_ten_thousand_is_told_from_none_and_from_one_in_a_thousand() {
+        let (low, high) = binomial_bounds(150_000, 0.0001);
+        assert_eq!((low, high), (2, 35));
+        assert!(binomial_bounds(150_000, 0.001).0 > high);
+    }
+
+    #[test]
     fn certain_outcomes_leave_no_room() {
         assert_eq!(binomial_bounds(50, 0.0), (0, 0));
         assert_eq!(binomial_bounds(50, 1.0), (50, 50));

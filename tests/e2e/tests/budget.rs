@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
-    exercise::{Exercise, RELEASE, manifest, release_of_v3},
+    app::App,
+    exercise::{RELEASE, manifest, release_of_v3},
     load::Tally,
     process::until,
     release::{RESOURCE, Release},
@@ -32,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(60);
 fn a_release_costs_few_requests_and_a_crash_ends_it_at_once() -> Outcome {
     play("budget", |scene| {
         let host = scene.host();
-        Exercise::new(&host)?
+        App::of_the_exercise(&host)?
             .without_rate_limit()
             .with_readiness_probe()
             .with_replicas(2)

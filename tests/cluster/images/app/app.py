@@ -2,7 +2,8 @@
 
 Environment: VERSION, POD_NAME, ERROR_RATE (0..1, share of answers that are
 500), LATENCY_MS, STARTUP_SECONDS (wait before listening), ON_TERM (`exit` at
-once, or `drain`: serve 5 more seconds first).
+once, or `drain`: serve 5 more seconds first), VERSION_ENDPOINT (`yes`, or `no`:
+/version is not found).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ ERROR_RATE = float(os.environ.get("ERROR_RATE") or 0)
 LATENCY = float(os.environ.get("LATENCY_MS") or 0) / 1000
 STARTUP_SECONDS = float(os.environ.get("STARTUP_SECONDS") or 0)
 ON_TERM = os.environ.get("ON_TERM") or "exit"
+VERSION_ENDPOINT = os.environ.get("VERSION_ENDPOINT") or "yes"
 PORT = 8080
 DRAIN_SECONDS = 5
 LARGEST_HEAD = 64 * 1024
@@ -26,13 +28,13 @@ def answer(status: str, text: str) -> tuple[bytes, bytes]:
     body = text.encode()
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        f"X-Version: {VERSION}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"X-Version: {VERSION}\r\nX-Pod: {POD_NAME}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
     return head + body, head
 
 
 PAGE = answer("200 OK", f"{POD_NAME} {VERSION}\n")
-VERSION_PAGE = answer("200 OK", f"{VERSION}\n")
+VERSION_PAGE = answer("200 OK", f"{VERSION}\n") if VERSION_ENDPOINT == "yes" else answer("404 Not Found", "not found\n")
 HEALTHY = answer("200 OK", "ok\n")
 FAILED = answer("500 Internal Server Error", f"{POD_NAME} {VERSION}\nERROR_RATE asked for this error\n")
 BAD_REQUEST = answer("400 Bad Request", "bad request\n")

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
-    exercise::{Exercise, release_of_v3},
+    app::App,
+    exercise::release_of_v3,
     namespace::Namespace,
-    release::{LABEL, Moment, Release},
+    release::{LABEL, Moment, RESOURCE, Release},
     scene::{Outcome, play},
 };
 use serde_json::{Value, json};
@@ -123,6 +124,214 @@ const MISTAKES: &[Mistake] = &[
     ),
 ];
 
+const TOO_SHORT: &str = "should be at least 1 chars long";
+const BOOLEAN: &str = "must be of type boolean";
+const TIME_OF_DAY: &str = "a time of the day is hours and minutes with two digits each, such as 09:00";
+const TIME_ZONE: &str = "a time zone is written as its name in the IANA database";
+const DATE: &str = "a date of this century is written as 2026-12-23, or with a time as 2026-12-23T18:00";
+const HEADER_NAME: &str = "the name of a header has letters, digits and dashes";
+const HEADER_VALUE: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : in a header's value";
+const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : ^ $ [ ]";
+
+/// A field (`[]` stands for the first element of a list), a wrong value and what the refusal says.
+type WrongField = (&'static str, fn() -> Value, &'static str);
+
+const FIELDS: &[WrongField] = &[
+    ("target.deployment", || json!(""), TOO_SHORT),
+    ("target.deployment", || json!(5), "must be of type string"),
+    ("target.service", || json!("s".repeat(64)), "may not be more than 63"),
+    ("target.ingresses[]", || json!(""), TOO_SHORT),
+    ("target.ingresses", || json!([]), "should have at least 1 items"),
+    ("canary.container", || json!(""), TOO_SHORT),
+    ("canary.image", || json!(""), TOO_SHORT),
+    ("canary.replicas", || json!(0), "should be greater than or equal to 1"),
+    (
+        "canary.replicas",
+        || json!(1_001),
+        "should be less than or equal to 1000",
+    ),
+    (
+        "canary.suffix",
+        || json!("-V2"),
+        "suffix starts with a dash, followed by lower-case letters",
+    ),
+    ("canary.template", || json!("v2"), "must be of type object"),
+    ("traffic.header.name", || json!("X_Canary"), HEADER_NAME),
+    ("traffic.header.name", || json!("X Canary"), HEADER_NAME),
+    ("traffic.header.name", || json!(""), TOO_SHORT),
+    ("traffic.header.value", || json!("oh yes"), HEADER_VALUE),
+    ("traffic.header.value", || json!("a,b"), HEADER_VALUE),
+    ("traffic.header.value", || json!(true), "must be of type string"),
+    ("traffic.header.pattern", || json!("^a{1,3}$"), HEADER_PATTERN),
+    (
+        "traffic.header.pattern",
+        || json!("^(a"),
+        "the pattern is no regular expression",
+    ),
+    (
+        "traffic.header.pattern",
+        || json!("^a$"),
+        "set traffic.header.value or traffic.header.pattern, not both",
+    ),
+    ("traffic.header", || json!({}), "Required value"),
+    ("traffic.cookie", || json!("a=b"), "should match"),
+    ("traffic.cookie", || json!(""), TOO_SHORT),
+    ("traffic.allowSharedService", || json!("yes"), BOOLEAN),
+    ("steps[].weight", || json!("30%"), WEIGHT),
+    ("steps[].hold", || json!("soon"), DURATION),
+    ("steps[].hold", || json!("9000h"), "at most a year (8760h)"),
+    ("steps[].approval", || json!("yes"), BOOLEAN),
+    (
+        "steps[]",
+        || json!({"weight": 30, "approval": false}),
+        "a step needs hold, or approval: true",
+    ),
+    ("ramp.from", || json!(-1), WEIGHT),
+    ("ramp.by", || json!("a bit"), WEIGHT),
+    ("ramp.by", || json!("0.0001"), "the ramp has more than 101 steps"),
+    ("ramp.to", || json!(101), WEIGHT),
+    ("ramp.every", || json!("daily"), DURATION),
+    (
+        "promotion.mode",
+        || json!("Recreate"),
+        "Unsupported value: \"Recreate\": supported values: \"UpdateStable\", \"AwaitStable\"",
+    ),
+    (
+        "promotion.shiftTraffic",
+        || json!(true),
+        "supported values: \"Auto\", \"Always\", \"Never\"",
+    ),
+    ("rollback.keepFor", || json!("1 day"), DURATION),
+    ("rollback", || json!({}), "Required value"),
+    ("progressDeadline", || json!("0.5"), DURATION),
+    ("paused", || json!("false"), BOOLEAN),
+    ("windows[].days[]", || json!("Someday"), "Unsupported value"),
+    ("windows[].days", || json!(["Mon", "Mon"]), "name each day once"),
+    ("windows[].from", || json!("9:00"), TIME_OF_DAY),
+    ("windows[].from", || json!("24:00"), "only to may be 24:00"),
+    ("windows[].to", || json!("25:00"), TIME_OF_DAY),
+    ("windows[].timeZone", || json!("+02:00"), TIME_ZONE),
+    (
+        "windows[]",
+        || json!({"from": "09:00"}),
+        "set from and to, or neither of them for whole days",
+    ),
+    ("freezes[].from", || json!("2026-02-30"), DATE),
+    ("freezes[].from", || json!("23.12.2026"), DATE),
+    ("freezes[].to", || json!("2027-01-02T08:00:00Z"), DATE),
+    ("freezes[].timeZone", || json!("Central Europe"), TIME_ZONE),
+    (
+        "freezes[].reason",
+        || json!("x".repeat(201)),
+        "may not be more than 200",
+    ),
+];
+
+/// A good release that has every field but those which exclude another.
+fn whole_release(with_ramp: bool) -> Value {
+    let mut release = release_of_v3(&[(30, "1m")]);
+    let spec = &mut release["spec"];
+    spec["target"] =
+        json!({"deployment": "challenge-app", "service": "app-service", "ingresses": ["challenge-app-ingress"]});
+    spec["canary"] =
+        json!({"container": "frontend", "image": "app:v3", "replicas": 2, "suffix": "-v2", "template": {}});
+    spec["traffic"] =
+        json!({"header": {"name": "X-Canary", "value": "yes"}, "cookie": "canary", "allowSharedService": true});
+    spec["steps"] = json!([{"weight": 30, "hold": "1m", "approval": true}]);
+    spec["promotion"] = json!({"mode": "UpdateStable", "shiftTraffic": "Auto"});
+    spec["rollback"] = json!({"keepFor": "1h"});
+    spec["progressDeadline"] = "10m".into();
+    spec["paused"] = true.into();
+    spec["windows"] = json!([{"days": ["Mon"], "from": "09:00", "to": "17:00", "timeZone": "Europe/Madrid"}]);
+    spec["freezes"] = json!([{"from": "2026-12-23", "to": "2027-01-02", "timeZone": "UTC", "reason": "holidays"}]);
+    if with_ramp {
+        only_ramp(&mut release, ramp("10", "10", "50"));
+    }
+    release
+}
+
+/// The release with this value in the field.
+fn with_field(path: &str, value: Value) -> Result<Value> {
+    let mut release = whole_release(path.starts_with("ramp"));
+    let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
+    let pointer = |path: &str| format!("/{path}").replace('.', "/").replace("[]", "/0");
+    // A list's element is there already; a field may be new.
+    let place = if field.ends_with("[]") {
+        release["spec"].pointer_mut(&pointer(path))
+    } else {
+        let parent = match parent {
+            "" => Some(&mut release["spec"]),
+            parent => release["spec"].pointer_mut(&pointer(parent)),
+        };
+        parent.map(|parent| &mut parent[field])
+    };
+    *place.with_context(|| format!("the good release has no {path}"))? = value;
+    Ok(release)
+}
+
+/// The paths of everything that a schema lets one write and that has no fields of its own.
+fn leaves(schema: &Value, path: &str, found: &mut Vec<String>) {
+    if let Some(properties) = schema["properties"].as_object() {
+        for (name, schema) in properties {
+            let below = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            leaves(schema, &below, found);
+        }
+    } else if schema["type"] == "array" {
+        leaves(&schema["items"], &format!("{path}[]"), found);
+    } else {
+        found.push(path.to_owned());
+    }
+}
+
+#[test]
+fn every_field_refuses_a_wrong_value_with_a_sentence() -> Outcome {
+    play("bad-fields", |scene| {
+        let definition: Value = serde_json::from_str(&scene.cluster.ask(&[
+            "get",
+            "customresourcedefinition",
+            RESOURCE,
+            "--output=json",
+        ])?)?;
+        let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let mut fields = Vec::new();
+        leaves(schema, "", &mut fields);
+        ensure!(fields.len() > 20, "the definition has only the fields {fields:?}");
+        let untried: Vec<_> = fields
+            .iter()
+            .filter(|field| !FIELDS.iter().any(|(path, ..)| path == field))
+            .collect();
+        ensure!(untried.is_empty(), "no wrong value is known for {untried:?}");
+
+        for with_ramp in [false, true] {
+            let mut good = whole_release(with_ramp);
+            good["metadata"]["name"] = format!("good-{with_ramp}").into();
+            scene.namespace.apply(&[good])?;
+        }
+        let mut faults = Vec::new();
+        for (path, wrong, sentence) in FIELDS {
+            let (wrong, field) = (wrong(), format!("spec.{}", path.replace("[]", "[0]")));
+            // A rule about several fields is told of what holds them.
+            let parent = field.rsplit_once('.').map_or("spec", |(parent, _)| parent);
+            let names_it = |refusal: &str| refusal.contains(&field) || refusal.contains(&format!("{parent}: "));
+            let mut release = with_field(path, wrong.clone())?;
+            release["metadata"]["name"] = "mistaken".into();
+            match scene.namespace.apply_in_vain(&release)? {
+                None => faults.push(format!("{path}: {wrong} was accepted")),
+                Some(refusal) if refusal.contains(sentence) && names_it(&refusal) => {}
+                Some(refusal) => faults.push(format!(
+                    "{path}: {wrong}: {field:?} or {sentence:?} is not in: {refusal}"
+                )),
+            }
+        }
+        ensure!(faults.is_empty(), "{}", faults.join("\n"));
+        Ok(())
+    })
+}
+
 fn step(weight: &str) -> Value {
     json!({"weight": weight, "hold": "1m"})
 }
@@ -183,7 +392,7 @@ const TO_GO_ON: Duration = Duration::from_secs(60);
 fn an_unknown_target_stalls_and_its_coming_mends_it() -> Outcome {
     play("unknown-target", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         let release = Release::apply(namespace, &release_of_v3(&[(30, "10m")]))?;
         stalls(namespace, &release, &["challenge-app", "Deployment"])?;
         exercise.deploy(namespace)?;
@@ -195,12 +404,12 @@ fn an_unknown_target_stalls_and_its_coming_mends_it() -> Outcome {
 fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
     play("two-services", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         exercise.deploy(namespace)?;
-        let (mut service, mut ingress) = (exercise.service.clone(), exercise.ingress.clone());
+        let (mut service, mut ingress) = (exercise.service.clone(), exercise.ingresses[0].clone());
         service["metadata"]["name"] = "second-service".into();
         ingress["metadata"]["name"] = "second-ingress".into();
-        ingress["spec"]["rules"][0]["host"] = format!("second.{}", exercise.host()).into();
+        ingress["spec"]["rules"][0]["host"] = format!("second.{}", scene.host()).into();
         ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"] = "second-service".into();
         namespace.apply(&[service, ingress])?;
 
@@ -221,12 +430,12 @@ fn two_services_that_match_stall_it_and_naming_one_mends_it() -> Outcome {
 fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
     play("no-ingress", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(&scene.host())?;
+        let exercise = App::of_the_exercise(&scene.host())?;
         exercise.deploy(namespace)?;
         namespace.ask(&["delete", "ingress", "challenge-app-ingress"])?;
         let release = Release::apply(namespace, &release_of_v3(&[(30, "10m")]))?;
         stalls(namespace, &release, &["app-service", "Ingress"])?;
-        namespace.apply(std::slice::from_ref(&exercise.ingress))?;
+        namespace.apply(std::slice::from_ref(&exercise.ingresses[0]))?;
         goes_on(&release)
     })
 }
@@ -262,6 +471,19 @@ fn stalls(namespace: &Namespace, release: &Release<'_>, names: &[&str]) -> Resul
 fn goes_on(release: &Release<'_>) -> Result<()> {
     let past_the_stall = |moment: &Moment| moment.status.holds("Stalled").is_none() && !moment.status.weight.is_empty();
     release.until_even_from_stalled("the release goes on", TO_GO_ON, past_the_stall)?;
+    Ok(())
+}
+
+#[test]
+fn every_field_of_the_good_release_can_be_replaced() -> Result<()> {
+    for (path, wrong, _) in FIELDS {
+        let good = whole_release(path.starts_with("ramp"));
+        ensure!(with_field(path, wrong())? != good, "{path} changes nothing");
+    }
+    let mut found = Vec::new();
+    let schema = json!({"properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"properties": {"c": {"type": "object"}}}}}});
+    leaves(&schema, "", &mut found);
+    ensure!(found == ["a", "b[].c"], "the leaves are {found:?}");
     Ok(())
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use canary_e2e::{
-    exercise::{Exercise, release_of_v3},
+    app::App,
+    exercise::release_of_v3,
     load::{Tally, sent_between},
     namespace::Namespace,
     process::until,
@@ -21,7 +22,7 @@ fn deletion_in_the_middle_of_a_step_returns_all_traffic_without_a_failed_request
     play("deletion", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?
+        App::of_the_exercise(&host)?
             .without_rate_limit()
             .with_readiness_probe()
             .with_replicas(2)

@@ -4,6 +4,11 @@
 mod bad_input;
 mod common;
 mod deletion;
+mod life_cycle;
 mod operator_killed;
+mod pinned;
+mod protect_production;
 mod ramp;
 mod seventy_thirty;
+mod shapes;
+mod testers;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use canary_e2e::{
-    exercise::{Exercise, release_of_v3},
+    app::App,
+    exercise::release_of_v3,
     load::{Tally, sent_between},
     release::Release,
     scene::{Outcome, play},
@@ -23,7 +24,7 @@ fn a_release_ends_as_if_the_operator_had_not_been_killed_twice() -> Outcome {
     play("operator-killed", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?
+        App::of_the_exercise(&host)?
             .without_rate_limit()
             .with_readiness_probe()
             .deploy(namespace)?;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use canary_e2e::{
-    exercise::{Exercise, image, release},
+    app::App,
+    exercise::{image, release},
     load::Tally,
     release::Release,
     scene::{Outcome, play},
@@ -21,7 +22,7 @@ fn a_ramp_from_ten_to_fifty_promotes_by_itself_and_leaves_its_timeline() -> Outc
     play("ramp", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?
+        App::of_the_exercise(&host)?
             .without_rate_limit()
             .with_readiness_probe()
             .deploy(namespace)?;

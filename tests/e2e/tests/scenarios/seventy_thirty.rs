@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
-    exercise::{Exercise, HOST, RELEASE, RELEASE_MENDED, image, manifest},
+    app::App,
+    exercise::{HOST, RELEASE, RELEASE_MENDED, image, manifest},
     load::{Answer, Load, Tally, sent_between},
     namespace::Namespace,
     release::{Moment, Release},
@@ -26,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(400);
 fn a_crashing_version_gets_no_request_and_mended_it_gets_thirty_percent_and_then_all() -> Outcome {
     play("seventy-thirty", |scene| {
         let namespace = &scene.namespace;
-        let exercise = Exercise::new(HOST)?;
+        let exercise = App::of_the_exercise(HOST)?;
         exercise.deploy(namespace)?;
         let before = namespace.get(&["deployment", "challenge-app"])?;
         let ingresses = watch_ingresses(namespace)?;
@@ -94,7 +95,7 @@ fn without_the_rate_limit_two_thousand_requests_split_and_none_notices_the_promo
     play("seventy-thirty-fast", |scene| {
         let namespace = &scene.namespace;
         let host = scene.host();
-        Exercise::new(&host)?
+        App::of_the_exercise(&host)?
             .without_rate_limit()
             .with_readiness_probe()
             .deploy(namespace)?;

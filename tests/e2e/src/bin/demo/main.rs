@@ -15,8 +15,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use canary_e2e::{
+    app::App,
     cluster::{Cluster, Found},
-    exercise::{Exercise, HOST, RELEASE, RELEASE_MENDED, manifest},
+    exercise::{HOST, RELEASE, RELEASE_MENDED, manifest},
     load::{Load, Tally, sent_between},
     namespace::Namespace,
     operator::Operator,
@@ -107,7 +108,7 @@ struct Stage<'a> {
 
 fn play(namespace: &Namespace, stop: &AtomicBool) -> Result<()> {
     // The exercise's rate limit would answer 503 to this many requests from one client.
-    Exercise::new(HOST)?.without_rate_limit().deploy(namespace)?;
+    App::of_the_exercise(HOST)?.without_rate_limit().deploy(namespace)?;
     let event_args = event_args("challenge-app");
     let mut stage = Stage {
         screen: Screen::new(),

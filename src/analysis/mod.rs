@@ -1,0 +1,15 @@
+//! What the traffic says: counted at the controllers, judged by tests that may be looked at any time.
+//!
+//! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] once a second while a release
+//! [subscribes](Scraper::subscribe), [`exposition`] reads the answers as they arrive, and [`counts`] adds them up.
+
+pub mod controllers;
+pub mod counts;
+pub mod exposition;
+pub mod scraper;
+mod split;
+
+pub use controllers::{Controller, Controllers, Listing};
+pub use counts::{Counts, Exposed, Interest, Side, Status};
+pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
+pub use split::{Verdict as SplitVerdict, judge as judge_split};
