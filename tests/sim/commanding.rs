@@ -69,10 +69,11 @@ impl Hand {
         let edit = |key: &Key, change: &dyn Fn(&mut Value)| drop(server.edit(key, |object| change(object)));
         let command = |text: &str| {
             let release = server.get(&release_key()).unwrap_or_default();
-            let text = text.replace(
-                "REV",
-                crate::commanding::text_or(&release, "/status/revision", "0000000000"),
-            );
+            let text = text.replace("REV", text_or(&release, "/status/revision", "0000000000"));
+            // kubectl annotate refuses to overwrite, and so does whoever does not want to undo another's command.
+            if !text_or(&release, "/metadata/annotations/canary-operator.dev~1command", "").is_empty() {
+                return;
+            }
             edit(&release_key(), &|r| {
                 r["metadata"]["annotations"]["canary-operator.dev/command"] = json!(text);
             });
