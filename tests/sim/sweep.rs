@@ -393,3 +393,20 @@ fn a_good_release_comes_to_an_end_whatever_people_do_after_any_write() {
 fn a_crash_loop_comes_to_an_end_whatever_people_do_after_any_write() {
     sweep(Scenario::CrashLoop, &HANDS, |calm| calm.writes, 4);
 }
+
+#[test]
+fn testers_approvals_and_every_way_of_promotion_weather_a_fault_at_any_write() {
+    let scenarios = [
+        (Scenario::Testers, 12),
+        (Scenario::Approval, 12),
+        (Scenario::AwaitStable, 10),
+        (Scenario::NeverShift, 10),
+        (Scenario::Quota, 12),
+        (Scenario::NeverRollsOut, 12),
+        (Scenario::PromotedEarly, 12),
+        (Scenario::Retried, 16),
+    ];
+    for (scenario, stride) in scenarios {
+        sweep(scenario, &REQUESTS, |calm| calm.writes, stride);
+    }
+}
