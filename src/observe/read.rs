@@ -159,8 +159,10 @@ fn needs_merge(seen: &Observed) -> bool {
     let revision = release.status.as_ref().and_then(|s| s.revision.as_ref());
     let differs = |known: &String| seen.stable.as_ref().is_some_and(|stable| stable.revision() != *known);
     let making = match rollout {
-        None => true,
-        Some(rollout) if rollout.stage == Stage::Ended => rollout.intent != intent(&release.spec),
+        None => !release.spec.paused,
+        Some(rollout) if rollout.stage == Stage::Ended => {
+            !release.spec.paused && rollout.intent != intent(&release.spec)
+        }
         // Whether what somebody else gave the stable Deployment is version 2.
         Some(rollout) if rollout.stage == Stage::Promoting => {
             release.spec.promotion.mode == PromotionMode::AwaitStable && differs(&rollout.stable_revision)

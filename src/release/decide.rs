@@ -6,7 +6,7 @@ use super::{
     ending, hash, preparing, promoting, stepping, waiting,
 };
 use crate::{
-    api::{CanaryRelease, FINALIZER, Outcome, Stage},
+    api::{CanaryRelease, FINALIZER, Outcome, Phase, Stage},
     observe::Observed,
     routing::Routing,
 };
@@ -70,6 +70,18 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
             return Flow::Wait;
         }
         if rollout.intent != intent {
+            let recorded = draft
+                .seen
+                .release
+                .status
+                .as_ref()
+                .and_then(|status| status.rollout.as_ref());
+            if recorded.is_some_and(|recorded| recorded.intent == intent) {
+                // Tried again by a command of this very round: what a start needs to know is asked in the next.
+                draft.say(Phase::Pending, "Retrying", "the release starts again at its first step");
+                draft.look_again(Duration::ZERO);
+                return Flow::Wait;
+            }
             return start(draft, intent);
         }
         draft.decision.release_finalizer = true;

@@ -160,6 +160,13 @@ impl<'a> Draft<'a> {
         fixed.unwrap_or_else(|| weight.pods_of(self.capacity(rollout)))
     }
 
+    /// Whether the canary is asked for more pods than its share of the requests needs, and has those.
+    pub fn has_pods_beyond_share(&self, rollout: &Rollout) -> bool {
+        let need = self.pods(rollout, self.live_weight());
+        let asked = self.canary(rollout).is_some_and(|canary| canary.replicas > need);
+        asked && usize::try_from(need).is_ok_and(|need| self.ready(&rollout.canary.service) >= need)
+    }
+
     /// The most pods that the canary will have.
     pub fn peak(&self, rollout: &Rollout, schedule: &Schedule) -> i32 {
         let stepping = self.pods(rollout, schedule.weight(schedule.len()));

@@ -3,7 +3,7 @@
 use super::{
     Kind, Level, Op,
     draft::{Draft, Flow, clock},
-    promoting,
+    promoting, schedule,
 };
 use crate::{
     api::{HistoryEntry, Outcome, Phase, Rollout, ShiftTraffic, Stage, Weight},
@@ -61,8 +61,15 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
         ));
     }
     // Pods that promotion asks for beyond those of the last step may be refused where it can do without them.
-    let spared =
-        rollout.stage == Stage::Promoting && draft.seen.release.spec.promotion.shift_traffic != ShiftTraffic::Always;
+    // An operator that died after it asked for them had not recorded that promotion had begun.
+    let spec = &draft.seen.release.spec;
+    let last = rollout.skip_steps || schedule::schedule(spec).is_ok_and(|schedule| rollout.step >= schedule.len());
+    let asked_for = match rollout.stage {
+        Stage::Promoting => true,
+        Stage::Stepping => last && draft.has_pods_beyond_share(rollout),
+        _ => false,
+    };
+    let spared = asked_for && spec.promotion.shift_traffic != ShiftTraffic::Always;
     let canary = draft.canary(rollout);
     if let Some(why) = canary.and_then(Workload::replica_failure).filter(|_| !spared) {
         let message = format!("Deployment {} cannot make its pods: {why}", rollout.canary.deployment);
@@ -353,10 +360,11 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
         }
     }
     if let Some(mut returning) = rollout.clone()
-        && returning.stage == Stage::RollingBack
+        && returning.stage != Stage::Ended
         && !draft.until(asked, DELETION_DEADLINE).is_zero()
     {
-        let detail = returning.detail.clone().unwrap_or_default();
+        let deleted = || "the CanaryRelease is being deleted".to_owned();
+        let detail = returning.detail.clone().unwrap_or_else(deleted);
         if let Some(flow) = await_version_1(draft, &mut returning, &detail) {
             let patience = draft.until(asked, DELETION_DEADLINE);
             draft.look_again(patience);

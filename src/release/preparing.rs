@@ -134,8 +134,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
             && beside(own)
             && !kept
     };
-    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(|own| !mine(own) || own.deleting)
-    {
+    let stale = |own: &Workload| own.deleting || !mine(own);
+    if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(stale) {
         let mut since = None;
         draft.drain(&mut since, false, false, "an earlier release left this");
         draft.say(
@@ -196,7 +196,9 @@ fn stalled(draft: &mut Draft<'_>, findings: &[Finding]) -> Flow {
 
 /// The command to try again, which is of this release rather than of the one that ended.
 fn retried(draft: &Draft<'_>) -> Vec<Commanded> {
-    let ended = draft.status.rollout.as_ref();
+    // Retrying clears the intent, as superseding does: another version is not what was to be tried again.
+    let again = |ended: &&Rollout| ended.intent.is_empty() && ended.outcome != Some(Outcome::Superseded);
+    let ended = draft.status.rollout.as_ref().filter(again);
     let last = ended.and_then(|ended| ended.commands.last());
     last.filter(|last| last.command.starts_with("retry/"))
         .cloned()

@@ -50,9 +50,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             step: steps + 1,
         }
     } else {
-        // Steps that were skipped are not walked now: the weight stays where it is.
+        // Steps that were skipped are not walked now, nor another schedule: the weight stays where it is.
         Split {
-            weight: schedule.map_or(Weight::ZERO, |schedule| schedule.weight(rollout.step)),
+            weight: rollout.reached.last().map_or(Weight::ZERO, |reached| reached.weight),
             step: rollout.step,
         }
     };
@@ -72,6 +72,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);
+    if !shifts && draft.own_ingresses().next().is_some() && draft.steer(&mut rollout, split, "spec.traffic changed") {
+        draft.note(Level::Normal, "TrafficChanged", "spec.traffic changed");
+    }
     if let Some(barrier) = paused(draft, "promotion") {
         let weight = draft.live_weight();
         draft.say(
@@ -195,6 +198,23 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
+    let recorded = draft
+        .seen
+        .release
+        .status
+        .as_ref()
+        .and_then(|status| status.rollout.as_ref());
+    if recorded.is_none_or(|recorded| recorded.stage != Stage::Promoting) {
+        // Were the operator to die between this write and the status, it would take the write for somebody else's.
+        draft.say(
+            Phase::Promoting,
+            "ReplacingStable",
+            format!("Deployment {} is next", stable.name),
+        );
+        draft.look_again(Duration::ZERO);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
     let mut patch = promotion_patch(&draft.seen.release.spec.canary, &ground.container);
     if rollout.autoscaled && stable.replicas < rollout.capacity {
         // All requests come back at once: the autoscaler would add the pods for them only after they are missed.
@@ -361,7 +381,12 @@ fn keep_traffic(draft: &mut Draft<'_>, rollout: &mut Rollout) {
     };
     let since = rollout.weight_since.as_ref();
     let settled = since.is_none_or(|since| draft.until(since.0, draft.settle).is_zero());
-    if rollout.unshifted.is_some() || draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Never || !settled
+    // Where somebody else replaced the stable Deployment before all requests were shifted, the canary lacks the pods for it.
+    let shifted = rollout.reached.last().is_some_and(|last| last.weight == Weight::FULL);
+    if rollout.unshifted.is_some()
+        || draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Never
+        || !shifted
+        || !settled
     {
         return;
     }

@@ -2,6 +2,7 @@
 
 use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenario};
 use canary_operator::{
+    api::ANNOTATION_COMMAND,
     controller::{self, Settings},
     rehearse::{
         Key, World,
@@ -25,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Lab {
     pub world: World,
+    /// How often the people of a scenario have acted.
+    pub acted: Cell<usize>,
+    pub ended_at: Cell<Option<jiff::Timestamp>>,
+    scenario: Cell<Scenario>,
     up: watch::Sender<bool>,
     quiet: Cell<bool>,
     seen: RefCell<Seen>,
@@ -33,16 +38,27 @@ pub struct Lab {
 #[derive(Default)]
 struct Seen {
     canary_answers: usize,
+    tester_answers: usize,
     failed: Vec<(jiff::Timestamp, u16)>,
+    lost: Vec<(jiff::Timestamp, u16)>,
 }
 
 /// Version 1 serves, the operator runs; `script` does the rest. What is broken after it is for the test to ask.
 pub fn lab(script: impl AsyncFnOnce(&Lab)) -> Run {
-    lab_with(|settings| settings, script)
+    simulate(1, |settings| settings, script)
 }
 
 /// The same with other settings of the operator.
 pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
+    simulate(1, change, script)
+}
+
+/// The same from another seed.
+pub fn lab_of(seed: u64, script: impl AsyncFnOnce(&Lab)) -> Run {
+    simulate(seed, |settings| settings, script)
+}
+
+fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
     let (done, watched) = mpsc::channel::<()>();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     std::thread::spawn(move || {
@@ -52,7 +68,7 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
         }
     });
     let run = runtime().unwrap().block_on(async {
-        let world = World::new(1);
+        let world = World::new(seed);
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }
@@ -62,6 +78,9 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
             world,
             up,
             quiet: Cell::new(false),
+            acted: Cell::new(0),
+            scenario: Cell::new(Scenario::Good),
+            ended_at: Cell::new(None),
             seen: RefCell::default(),
         };
         let operator = lab.world.server.named("operator");
@@ -76,30 +95,17 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
                 }
             }
         };
-        let traffic = async {
-            loop {
-                let pause = if lab.quiet.get() { 60_000 } else { 100 };
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                let outcome = lab.world.nginx.request(NAMESPACE, &SimRequest::to(HOST, "/"));
-                let mut seen = lab.seen.borrow_mut();
-                match outcome {
-                    Outcome::Stable { .. } => {}
-                    Outcome::Canary { .. } => seen.canary_answers += 1,
-                    Outcome::Status(code) => seen.failed.push((lab.world.now(), code)),
-                }
-            }
-        };
         tokio::select! {
             biased;
             () = script(&lab) => {}
             () = life => {}
-            () = traffic => {}
+            () = lab.traffic() => {}
         }
         let Lab { world, seen, .. } = &lab;
         let seen = seen.take();
         Run {
-            scenario: Scenario::Good,
-            seed: 1,
+            scenario: lab.scenario.get(),
+            seed,
             kill: None,
             killed: false,
             log: world.server.log(),
@@ -110,8 +116,10 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
                 .filter(|r| &*r.client == "operator")
                 .collect(),
             canary_answers: seen.canary_answers,
+            tester_answers: seen.tester_answers,
             failed: seen.failed,
-            ended_at: None,
+            lost: seen.lost,
+            ended_at: lab.ended_at.get(),
             release: world.server.get(&scenario::release_key()),
             stable: world.server.get(&Key::deployment(NAMESPACE, "shop")),
         }
@@ -121,8 +129,73 @@ pub fn lab_with(change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(
 }
 
 impl Lab {
+    /// Requests ten times a second, and testers' where the scenario has any.
+    async fn traffic(&self) {
+        for number in 0_usize.. {
+            let pause = if self.quiet.get() { 60_000 } else { 100 };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let plain = SimRequest::to(HOST, "/");
+            self.request(&plain, false);
+            if self.scenario.get() == Scenario::Testers {
+                let tester = if number % 2 == 0 {
+                    plain.header("X-Canary", "yes")
+                } else {
+                    plain.cookie("canary", "always")
+                };
+                self.request(&tester, true);
+            }
+        }
+    }
+
+    fn request(&self, request: &SimRequest, tester: bool) {
+        let (outcome, dead) = self.world.nginx.patiently(NAMESPACE, request);
+        let mut seen = self.seen.borrow_mut();
+        let now = self.world.now();
+        match outcome {
+            Outcome::Stable { .. } => {}
+            Outcome::Canary { .. } if tester => seen.tester_answers += 1,
+            Outcome::Canary { .. } => seen.canary_answers += 1,
+            Outcome::Status(code) => seen.lost.push((now, code)),
+        }
+        match outcome {
+            // An address that answers nothing costs the client a wait even where another pod answers then.
+            _ if dead > 0 => seen.failed.push((now, 502)),
+            Outcome::Status(code) => seen.failed.push((now, code)),
+            _ => {}
+        }
+    }
+
     pub fn start(&self, scenario: Scenario) {
+        self.scenario.set(scenario);
         self.world.apply(scenario.release()).unwrap();
+    }
+
+    /// Somebody commands by annotation, for the revision that is being released.
+    pub fn command(&self, verb: &str, rest: &str) {
+        self.annotate(&format!("{verb}/{}{rest}", self.status("revision")));
+    }
+
+    /// Does nothing where the release is gone.
+    pub fn annotate(&self, text: &str) {
+        self.edit(&scenario::release_key(), |release| {
+            release["metadata"]["annotations"][ANNOTATION_COMMAND] = text.into();
+        });
+    }
+
+    /// The reason that the release tells.
+    pub fn reason(&self) -> String {
+        let release = self.release();
+        let found = canary_operator::rehearse::json::condition(&release, "Ready");
+        found
+            .map(|condition| text(condition, "/reason").to_owned())
+            .unwrap_or_default()
+    }
+
+    /// Waits without an end, for what may never come.
+    pub async fn whenever(&self, condition: impl Fn(&Self) -> bool) {
+        let long = Duration::from_secs(30 * 24 * 3600);
+        let waited = self.world.run_until(long, |_| condition(self)).await;
+        assert!(waited.is_ok());
     }
 
     /// Starts a release that was changed first.

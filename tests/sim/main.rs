@@ -3,6 +3,7 @@
 // clippy.toml's leave for tests reaches #[test] functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod commanding;
 mod faults;
 mod lab;
 mod meddling;
@@ -15,14 +16,24 @@ use canary_operator::rehearse::server::intercept::Record;
 use faults::Kill;
 use scenario::{Run, Scenario, play};
 
-/// Every scenario that is swept.
-const SCENARIOS: [Scenario; 6] = [
-    Scenario::Good,
-    Scenario::Fractions,
-    Scenario::CrashLoop,
-    Scenario::CrashMidway,
-    Scenario::Deleted,
-    Scenario::Superseded,
+/// Every scenario that is swept, and every how many writes the operator dies unless `SWEEP=all`.
+const SCENARIOS: [(Scenario, usize); 16] = [
+    (Scenario::Good, 1),
+    (Scenario::Fractions, 5),
+    (Scenario::CrashLoop, 2),
+    (Scenario::CrashMidway, 3),
+    (Scenario::Deleted, 2),
+    (Scenario::Superseded, 4),
+    (Scenario::Testers, 2),
+    (Scenario::Approval, 3),
+    (Scenario::AwaitStable, 2),
+    (Scenario::NeverShift, 1),
+    (Scenario::Quota, 3),
+    (Scenario::NeverRollsOut, 3),
+    (Scenario::Aborted, 2),
+    (Scenario::PromotedEarly, 2),
+    (Scenario::Retried, 4),
+    (Scenario::Kept, 4),
 ];
 
 fn check(run: &Run) {
@@ -99,29 +110,55 @@ fn another_version_midway_waits_until_version_1_has_all_traffic_back() {
 /// Reliability S4–S7, S9 and S10 after each write, with the operator dead before or after any one of them.
 #[test]
 fn the_operator_may_die_before_and_after_every_single_write() {
-    let (mut runs, mut fired) = (0, 0);
-    for scenario in SCENARIOS {
-        let calm = play(scenario, 1, None);
-        check(&calm);
+    let only = std::env::var("SCENARIO").unwrap_or_default();
+    let swept = SCENARIOS.iter().filter(|(s, _)| format!("{s:?}").contains(&only));
+    let mut jobs = Vec::new();
+    let calm: Vec<_> = swept
+        .map(|(scenario, stride)| (play(*scenario, 1, None), *stride))
+        .collect();
+    for (calm, stride) in &calm {
+        check(calm);
+        let (outcome, image) = calm.scenario.end();
+        assert_eq!(
+            (calm.outcome().as_deref(), &*calm.stable_image()),
+            (outcome, image),
+            "{}",
+            calm.message()
+        );
         let writes = calm.records.iter().filter(|record| is_operators_write(record)).count();
-        assert!(writes >= 10, "{scenario:?} makes {writes} writes");
-        for number in 1..=writes {
-            for kill in [Kill::Before(number), Kill::After(number)] {
-                let run = play(scenario, 1, Some(kill));
-                check(&run);
-                runs += 1;
-                fired += usize::from(run.killed);
-                assert_eq!(
-                    (run.outcome(), run.stable_image()),
-                    (calm.outcome(), calm.stable_image()),
-                    "{scenario:?} {kill:?}\n{}",
-                    run.trace()
-                );
-            }
-        }
+        assert!(writes >= 10, "{:?} makes {writes} writes", calm.scenario);
+        // The last write is taken in, for a scenario ends differently from how it begins.
+        let places: Vec<_> = (1..=writes)
+            .rev()
+            .step_by(if sweep::is_whole() { 1 } else { *stride })
+            .collect();
+        println!("{:?}: {} of {writes} writes", calm.scenario, places.len());
+        jobs.extend(
+            places
+                .into_iter()
+                .flat_map(|at| [(calm, Kill::Before(at)), (calm, Kill::After(at))]),
+        );
     }
-    println!("{runs} releases with a killed operator, {fired} kills");
-    assert_eq!(runs, fired, "a fault that never fires proves nothing");
+    let found = sweep::on_threads(&jobs, |(calm, kill)| {
+        let run = play(calm.scenario, 1, Some(*kill));
+        let mut broken = properties::broken(&run);
+        if !run.killed {
+            broken.push("a fault that never fires proves nothing".to_owned());
+        }
+        let end = |run: &Run| (run.outcome(), run.stable_image(), run.history(), run.commands());
+        if end(&run) != end(calm) {
+            broken.push(format!(
+                "ends as {:?} instead of {:?}: {}",
+                end(&run),
+                end(calm),
+                run.message()
+            ));
+        }
+        let name = |line: String| format!("{:?} {kill:?}: {line}", calm.scenario);
+        broken.into_iter().map(name).collect()
+    });
+    println!("{} releases with a killed operator", jobs.len());
+    assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
 }
 
 #[test]

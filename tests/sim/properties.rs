@@ -29,6 +29,11 @@ pub fn weight(ingress: &Value) -> Weight {
         .weight
 }
 
+/// Whether a canary Ingress leads anybody to version 2: by weight, header or cookie.
+fn exposes(ingress: &Value) -> bool {
+    IngressNginx::default().exposes(&serde_json::from_value(ingress.clone()).unwrap())
+}
+
 fn ready(objects: &Objects, service: &str) -> usize {
     let slices = objects
         .iter()
@@ -47,7 +52,26 @@ fn is_promoted(deployment: Option<&Arc<Value>>) -> bool {
 fn rolled_out(deployment: &Value) -> bool {
     let count = |name: &str| int(deployment, &format!("/status/{name}")).unwrap_or(0);
     let wanted = int(deployment, "/spec/replicas").unwrap_or(1);
-    count("updatedReplicas") == wanted && count("availableReplicas") == wanted && count("replicas") == wanted
+    count("updatedReplicas") == wanted
+        && count("availableReplicas") == wanted
+        && count("replicas") == wanted
+        && int(deployment, "/status/observedGeneration") >= int(deployment, "/metadata/generation")
+}
+
+/// Whether version 2's pods have crashed, or cannot answer.
+fn fails(objects: &Objects) -> bool {
+    let crashed = |pod: &Value| {
+        text(pod, "/metadata/labels/app") == "shop-v2"
+            && int(pod, "/status/containerStatuses/0/restartCount").is_some_and(|n| n > 0)
+    };
+    ready(objects, "shop-service-v2") == 0 || objects.iter().any(|(k, o)| k.resource.plural == "pods" && crashed(o))
+}
+
+/// How long a deletion of the release has been under way.
+fn deleting_for(objects: &Objects, now: Timestamp) -> Option<i64> {
+    let release = objects.get(&Key::release(NAMESPACE, "shop"))?;
+    let since: Timestamp = text(release, "/metadata/deletionTimestamp").parse().ok()?;
+    Some(now.duration_since(since).as_secs())
 }
 
 /// Every property that does not hold, in words; empty for a sound run.
@@ -84,7 +108,8 @@ pub fn broken(run: &Run) -> Vec<String> {
                 weight(&version.object)
             };
             let was = before.as_deref().map_or(Weight::ZERO, weight);
-            if now > was {
+            let leads = version.change != ChangeKind::Deleted && exposes(&version.object);
+            if leads && (now > was || !before.as_deref().is_some_and(exposes)) {
                 if ready(&objects, "shop-service-v2") == 0 {
                     fail("S4", format!("weight {now} without a ready endpoint of version 2"));
                 }
@@ -110,14 +135,18 @@ pub fn broken(run: &Run) -> Vec<String> {
             }
             if version.change == ChangeKind::Deleted {
                 drained = Some(version.at);
-                if is_promoted(objects.get(&stable)) && !objects.get(&stable).is_some_and(|d| rolled_out(d)) {
+                let there = objects.get(&stable).is_some_and(|d| rolled_out(d));
+                let in_time = deleting_for(&objects, version.at).is_none_or(|seconds| seconds < 120);
+                if (is_promoted(objects.get(&stable)) || was == Weight::FULL) && !there && !fails(&objects) && in_time {
                     fail(
                         "S6",
-                        "traffic returns to the stable Deployment before it has rolled out".to_owned(),
+                        format!("traffic returns from {was}% to the stable Deployment before it has rolled out"),
                     );
                 }
-            } else {
+            } else if leads {
                 drained = None;
+            } else if before.as_deref().is_some_and(exposes) {
+                drained = Some(version.at);
             }
         }
         if version.key == stable
@@ -132,7 +161,7 @@ pub fn broken(run: &Run) -> Vec<String> {
                     "the stable Deployment is replaced before nginx can know who carries its requests".to_owned(),
                 );
             }
-            if carried != Weight::FULL {
+            if carried != Weight::FULL && !run.scenario.is_replaced_while_it_serves() {
                 fail(
                     "S6",
                     format!("the stable Deployment is replaced while version 2 carries {carried}%"),
@@ -147,11 +176,12 @@ pub fn broken(run: &Run) -> Vec<String> {
         let led = objects.get(&ingress).map_or(Weight::ZERO, |ingress| weight(ingress));
         let replicas = objects.get(&stable).and_then(|d| int(d, "/spec/replicas")).unwrap_or(1);
         let need = i64::from(led.pods_of(i32::try_from(replicas).unwrap()));
+        let leads = objects.get(&ingress).is_some_and(|ingress| exposes(ingress));
         let spare = version.change != ChangeKind::Deleted
             && led > Weight::ZERO
             && int(&version.object, "/spec/replicas").is_some_and(|replicas| replicas >= need);
         if version.key == canary && before.as_deref().is_some_and(shrinks) && !spare {
-            if led > Weight::ZERO {
+            if leads {
                 fail(
                     "S5",
                     "version 2's pods go while a canary Ingress leads to them".to_owned(),
@@ -183,11 +213,41 @@ pub fn broken(run: &Run) -> Vec<String> {
     if run.scenario == Scenario::Deleted && release.is_some() {
         broken.push("S10: the release is stuck".to_owned());
     }
-    // A pod that crashes under traffic fails the requests that it is answering: only nginx's own picture counts then.
-    if run.scenario != Scenario::CrashMidway && !run.failed.is_empty() {
-        broken.push(format!("requests failed: {:?}", run.failed));
+    let failed = if run.scenario.is_replaced_while_it_serves() {
+        &run.lost
+    } else {
+        &run.failed
+    };
+    if !run.scenario.fails_requests() && !failed.is_empty() {
+        broken.push(format!("requests failed: {failed:?}"));
+    }
+    let stalled =
+        |v: &&Arc<Version>| v.key == Key::release(NAMESPACE, "shop") && text(&v.object, "/status/phase") == "Stalled";
+    if run.scenario == Scenario::Retried
+        && let Some(version) = run.log.iter().find(stalled)
+    {
+        broken.push(format!(
+            "stalled at {}: {}",
+            version.at,
+            text(&version.object, "/status/message")
+        ));
+    }
+    broken.extend(idle_writes(run));
+    if run.scenario == Scenario::Testers && run.canary_answers > 0 && run.tester_answers == 0 {
+        broken.push("no tester ever reached version 2".to_owned());
     }
     broken
+}
+
+/// Writes of a status that says nothing new.
+fn idle_writes(run: &Run) -> Vec<String> {
+    let stored = |record: &&Record| record.subresource == "status" && record.code == 200;
+    let statuses: Vec<_> = run.records.iter().filter(stored).collect();
+    let pairs = statuses.windows(2).filter(|pair| pair[0].name == pair[1].name);
+    pairs
+        .filter(|pair| pair[0].body.pointer("/status") == pair[1].body.pointer("/status"))
+        .map(|pair| format!("L3 at {}: the status is written again as it was", pair[1].at))
+        .collect()
 }
 
 /// S9: what moves traffic or touches the user's objects is bound to what was read.

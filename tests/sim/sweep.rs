@@ -7,7 +7,7 @@ use crate::{
 };
 use canary_operator::rehearse::{
     ApiServer, Key,
-    json::{int, items, text},
+    json::{int, text},
     server::{
         error,
         intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome},
@@ -199,16 +199,14 @@ impl Interceptor for Injector {
 }
 
 /// Over, or waiting for a person and saying so.
-fn settled(lab: &Lab) -> bool {
+fn settled(scenario: Scenario, lab: &Lab) -> bool {
     let release = lab.release();
     if release.is_null() {
         return true;
     }
     let answered = int(&release, "/status/observedGeneration") == int(&release, "/metadata/generation");
-    let ended = text(&release, "/status/rollout/stage") == "Ended"
-        && items(&release, "/metadata/finalizers").is_empty()
-        && text(&release, "/status/phase") != "Pending";
-    answered && (ended || text(&release, "/status/phase") == "Stalled") && !lab.status("message").is_empty()
+    let stalled = answered && text(&release, "/status/phase") == "Stalled";
+    (stalled || scenario.over(lab)) && !lab.status("message").is_empty()
 }
 
 struct Played {
@@ -222,7 +220,7 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
     let fired = Arc::new(AtomicBool::new(false));
     let watched = Arc::new(AtomicUsize::new(0));
     let run = lab(async |lab| {
-        lab.world.image_behaves("shop:v2", scenario.behaviour());
+        scenario.prepare(lab).await;
         let server = lab.world.server.clone();
         match fault {
             Some((fault, at)) => lab.world.server.intercept(Injector {
@@ -235,16 +233,24 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
             None => lab.world.server.intercept(Count(watched.clone())),
         }
         lab.start(scenario);
-        lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
-        // A hand may have been at work at the very last write.
-        lab.pass(90).await;
-        lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
-        lab.world.server.intercept(NoFaults);
-        lab.quiet();
-        lab.pass(60).await;
-        let before = lab.requests();
-        lab.pass(3600).await;
-        assert_eq!(lab.requests(), before, "{scenario:?} {fault:?} is not quiet");
+        let story = async {
+            let settled = |lab: &Lab| settled(scenario, lab);
+            lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
+            // A hand may have been at work at the very last write.
+            lab.pass(90).await;
+            lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
+            lab.world.server.intercept(NoFaults);
+            lab.quiet();
+            lab.pass(60).await;
+            let before = lab.requests();
+            lab.pass(3600).await;
+            assert_eq!(lab.requests(), before, "{scenario:?} {fault:?} is not quiet");
+        };
+        tokio::select! {
+            biased;
+            () = scenario.people(lab) => {}
+            () = story => {}
+        }
     });
     let writes = run
         .records
@@ -310,13 +316,32 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         .collect()
 }
 
-/// Plays every job on a few threads; what they find. `SWEEP=all` leaves no place out.
+/// Whether no place is to be left out.
+pub fn is_whole() -> bool {
+    std::env::var("SWEEP").is_ok_and(|how| how == "all")
+}
+
+/// What `play` finds in every job, on a few threads; a panic is a finding too.
+pub fn on_threads<J: Sync>(jobs: &[J], play: impl Fn(&J) -> Vec<String> + Sync) -> Vec<String> {
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let lines = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(job)));
+                    let lines =
+                        lines.unwrap_or_else(|panic| vec![panic.downcast_ref::<String>().cloned().unwrap_or_default()]);
+                    found.lock().unwrap().extend(lines);
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap()
+}
+
+/// Plays a fault at every so many places.
 fn sweep(scenario: Scenario, faults: &[Fault], count: impl Fn(&Played) -> usize, stride: usize) {
-    let stride = if std::env::var("SWEEP").is_ok_and(|how| how == "all") {
-        1
-    } else {
-        stride
-    };
+    let stride = if is_whole() { 1 } else { stride };
     let calm = play(scenario, None);
     let upto = count(&calm);
     assert!(upto >= 8, "{upto}");
@@ -324,37 +349,13 @@ fn sweep(scenario: Scenario, faults: &[Fault], count: impl Fn(&Played) -> usize,
     let jobs: Vec<(Fault, usize)> = (faults.iter().enumerate())
         .flat_map(|(offset, fault)| (1 + offset % stride..=upto).step_by(stride).map(|at| (*fault, at)))
         .collect();
-    let (next, found, fired) = (
-        AtomicUsize::new(0),
-        Mutex::new(Vec::new()),
-        Mutex::new(BTreeMap::<Fault, usize>::new()),
-    );
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while let Some((fault, at)) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let played = std::panic::catch_unwind(|| play(scenario, Some((*fault, *at))));
-                    match played {
-                        Ok(played) => {
-                            found
-                                .lock()
-                                .unwrap()
-                                .extend(check(scenario, *fault, *at, &calm.run, &played.run));
-                            *fired.lock().unwrap().entry(*fault).or_default() += usize::from(played.fired);
-                        }
-                        Err(panic) => {
-                            let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-                            found
-                                .lock()
-                                .unwrap()
-                                .push(format!("{scenario:?} {fault:?} at {at}: {said}"));
-                        }
-                    }
-                }
-            });
-        }
+    let fired = Mutex::new(BTreeMap::<Fault, usize>::new());
+    let found = on_threads(&jobs, |(fault, at)| {
+        let played = play(scenario, Some((*fault, *at)));
+        *fired.lock().unwrap().entry(*fault).or_default() += usize::from(played.fired);
+        check(scenario, *fault, *at, &calm.run, &played.run)
     });
-    let (found, fired) = (found.into_inner().unwrap(), fired.into_inner().unwrap());
+    let fired = fired.into_inner().unwrap();
     println!("{scenario:?}: {} runs, fired {fired:?}", jobs.len());
     assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
     assert!(

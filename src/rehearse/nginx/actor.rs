@@ -75,6 +75,32 @@ impl Nginx {
         }
     }
 
+    /// Sends one request as [`Self::request`] does, and where nobody answers on to the other pods of the same Service, as
+    /// `proxy_next_upstream` has it: what became of it, and how many addresses answered nothing, each a wait for the client.
+    pub fn patiently(&self, namespace: &str, request: &SimRequest) -> (Outcome, usize) {
+        const TRIES: usize = 3;
+        let model = self.model();
+        let first = self.with_rng(|rng| model.route(request, rng));
+        let (Outcome::Stable { pod } | Outcome::Canary { pod }) = &first else {
+            return (first, 0);
+        };
+        let others = model.peers(pod).filter(|other| other != pod);
+        let tried = std::iter::once(pod.as_str()).chain(others).take(TRIES);
+        let mut dead = 0;
+        for pod in tried {
+            if self.answers(namespace, pod) {
+                let pod = pod.to_owned();
+                let outcome = match &first {
+                    Outcome::Canary { .. } => Outcome::Canary { pod },
+                    _ => Outcome::Stable { pod },
+                };
+                return (outcome, dead);
+            }
+            dead += 1;
+        }
+        (Outcome::Status(502), dead)
+    }
+
     /// How plain requests to a host and path divide now.
     pub fn share(&self, host: &str, path: &str) -> Split {
         self.model().share(host, path)

@@ -144,6 +144,13 @@ impl Model {
         }
     }
 
+    /// The pods of the upstream that a pod is of, itself included.
+    pub fn peers<'a>(&'a self, pod: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let of = |upstream: &&Upstream| upstream.endpoints.iter().any(|e| e.pod == pod);
+        let upstream = self.upstreams.values().find(of);
+        upstream.into_iter().flat_map(|u| &u.endpoints).map(|e| e.pod.as_str())
+    }
+
     /// The canary that counts: the first, if it has endpoints.
     fn alternative<'a>(&'a self, stable: &'a Upstream) -> Option<(&'a str, &'a Upstream)> {
         let name = stable.alternatives.first()?;

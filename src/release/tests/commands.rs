@@ -201,9 +201,52 @@ fn a_promotion_by_command_before_there_is_an_ingress_makes_it_once_and_at_weight
 }
 
 #[test]
+fn a_retry_starts_with_pods_of_its_own_rather_than_with_those_that_were_kept_because_they_failed() {
+    let ended = world().spec(json!({"rollback": {"keepFor": "1h"}})).rolled_back();
+    assert_eq!(ended.owned(), ["Deployment shop-v2"]);
+    let retried = ended.command("retry", "").rounds(1);
+    assert_eq!(retried.phase(), Phase::Pending, "the API server is asked first");
+    let removed = retried.rounds(1);
+    assert_eq!(removed.owned(), [""; 0]);
+    let world = removed.rounds(1);
+    assert_eq!(world.owned(), ["Deployment shop-v2", "Service shop-v2"]);
+    assert_eq!(world.rollout().stage, Stage::Preparing);
+    assert_eq!(world.rollout().commands.len(), 1);
+}
+
+#[test]
+fn another_version_after_a_retry_does_not_claim_its_command() {
+    let again = world()
+        .rolled_back()
+        .command("retry", "")
+        .rounds(3)
+        .canary_crashes(None)
+        .rounds(1);
+    let ended = again.canary_recovers().rounds(1);
+    assert_eq!(ended.rollout().stage, Stage::Ended);
+    let next = ended.spec(json!({"canary": {"image": "shop:v3"}})).rounds(1);
+    assert_eq!(
+        (next.rollout().stage, next.rollout().commands.len()),
+        (Stage::Preparing, 0)
+    );
+}
+
+#[test]
 fn a_huge_command_is_told_in_brief() {
     let text = format!("promote/{}", "é".repeat(100_000));
     let decision = world().begun().annotated(&text).decide();
     assert!(decision.answered);
     assert!(decision.notes.iter().all(|note| note.message.len() < 1_000));
+}
+
+#[test]
+fn promote_before_any_ingress_exists_writes_each_ingress_once_a_round() {
+    let fixed = world().spec(json!({"canary": {"image": "shop:v2", "suffix": "-v2", "replicas": 4}}));
+    let begun = fixed.begun().command("promote", "").rounds(1).canary_ready(4);
+    let world = begun.rounds(1);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().step, 0);
+    assert_eq!(
+        world.rounds(1).split("shop-ingress-v2").unwrap().weight,
+        crate::api::Weight::FULL
+    );
 }

@@ -204,7 +204,7 @@ fn a_deployment_that_was_kept_is_not_what_a_retry_releases() {
     let debugged = kept().edit(Kind::Deployment, "shop-v2", |d| {
         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:debug");
     });
-    let retried = debugged.command("retry", "").rounds(1);
+    let retried = debugged.command("retry", "").rounds(2);
     assert_eq!(retried.owned(), [""; 0]);
     let again = retried.rounds(1);
     let deployment = &again.objects[&(Kind::Deployment, "shop-v2".to_owned())];

@@ -116,7 +116,14 @@ fn a_quota_that_refuses_pods_for_everything_is_taken_for_an_answer() {
 #[test]
 fn version_1_is_replaced_while_it_serves_where_traffic_is_never_shifted() {
     let never = json!({"promotion": {"shiftTraffic": "Never"}});
-    insta::assert_snapshot!(world().spec(never).at_last_step().later(66).round().story);
+    let entered = world().spec(never).at_last_step().later(66).round();
+    let died = entered.clone().dies_after(1).rounds(1);
+    assert_eq!(
+        died.rollout().stage,
+        Stage::Finishing,
+        "its own write is no change by somebody else"
+    );
+    insta::assert_snapshot!(entered.round().story);
 }
 
 #[test]
@@ -406,14 +413,21 @@ fn a_template_that_somebody_else_gave_is_not_taken_back_even_if_it_is_exactly_ve
     assert_eq!(stuck.decide().status.phase, Some(Phase::Stalled));
 }
 
+/// Somebody else's tool gives the stable Deployment version 2, with a note beside.
+fn committed_by_somebody(world: World) -> World {
+    world.stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["metadata"]["annotations"] = json!({"commit": "abc"});
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+    })
+}
+
 #[test]
-fn a_restart_of_version_2_while_it_rolls_out_is_no_other_version() {
-    let restarted = world().finishing().stable(|d| {
-        d["metadata"]["generation"] = json!(3);
-        d["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "2026"});
-    });
+fn a_restart_of_version_2_while_finishing_is_waited_for_and_no_rollback() {
+    let restarted = committed_by_somebody(world().finishing());
     let world = restarted.rounds(1);
     assert_eq!(world.rollout().stage, Stage::Finishing);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
     let ended = world
         .stable_rolled_out()
         .rounds(1)
@@ -449,4 +463,51 @@ fn a_rollback_waits_for_the_pods_that_an_autoscaler_took_away_while_version_2_is
     assert_eq!(writes(&again), [""; 0], "the autoscaler has the last word");
     assert_eq!(again.later(6).rounds(1).split("shop-ingress-v2"), None);
     insta::assert_snapshot!(story.story);
+}
+
+#[test]
+fn a_stable_deployment_replaced_by_somebody_before_the_shift_raises_no_weight_without_pods() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let scaling = world().spec(gitops).at_last_step().later(66).rounds(1);
+    let world = committed_by_somebody(scaling).rounds(1).later(7).rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Finishing);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().weight.to_string(), "50");
+}
+
+#[test]
+fn a_release_deleted_while_somebody_replaces_the_stable_deployment_keeps_the_canary_until_that_has_rolled_out() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable"}});
+    let awaiting = world().spec(gitops).promoting().later(6).rounds(1);
+    let deleted = committed_by_somebody(awaiting).deleted();
+    assert_eq!(writes(&deleted), [""; 0]);
+    let waiting = deleted.rounds(1);
+    let back = waiting.clone().stable_rolled_out().rounds(1).later(6).rounds(1);
+    assert_eq!(back.split("shop-ingress-v2"), None);
+    let overdue = waiting.later(121).rounds(1);
+    assert_eq!(overdue.split("shop-ingress-v2"), None, "not for ever");
+}
+
+#[test]
+fn testers_and_another_schedule_while_a_stable_deployment_is_awaited_that_serves_move_no_weight() {
+    let gitops = json!({"promotion": {"mode": "AwaitStable", "shiftTraffic": "Never"}});
+    let awaiting = world().spec(gitops).at_last_step().later(66).rounds(1);
+    let changes =
+        json!({"steps": [{"weight": 20, "hold": "1m"}, {"weight": 90, "hold": "1m"}], "traffic": {"cookie": "canary"}});
+    let world = awaiting.spec(changes).rounds(1).later(7).rounds(1);
+    assert_eq!(world.phase(), Phase::Promoting);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().weight.to_string(), "50");
+    let ingress = &world.objects[&(Kind::Ingress, "shop-ingress-v2".to_owned())];
+    assert_eq!(
+        ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-by-cookie"],
+        json!("canary")
+    );
+}
+
+#[test]
+fn pods_for_everything_that_are_refused_are_no_failure_either_where_the_operator_died_after_asking_for_them() {
+    let asked = world().at_last_step().later(66).dies_after(1).quota_exceeded();
+    assert_eq!(asked.rollout().stage, Stage::Stepping);
+    let world = asked.rounds(1);
+    assert_eq!(world.rollout().stage, Stage::Promoting);
+    assert!(world.rollout().unshifted.is_some());
 }

@@ -100,7 +100,7 @@ fn requests_are_counted_from_when_the_weight_is_live_and_anew_after_they_denied_
     let ago = |seconds| now - std::time::Duration::from_secs(seconds);
     assert_eq!(counts_from(&rollout, SETTLE, ago(1), now), Some(now), "it is live now");
     assert_eq!(counts_from(&rollout, SETTLE, now, now), None);
-    let denied = world.later(20).counted(20, 990, 10).rounds(1);
+    let denied = world.later(20).counted(20, 990, 10).rounds(1).later(40);
     let counting = |seconds| counts_from(denied.rollout(), SETTLE, denied.ago(seconds).0, denied.now);
     assert_eq!((counting(20), counting(30)), (None, Some(denied.now)));
 }
