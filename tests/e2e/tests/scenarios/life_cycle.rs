@@ -1,14 +1,14 @@
 //! What people do to a release while it runs, under constant traffic to pods that exit at once when they are told to:
 //! no request fails, and none waits for a second.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
     app::App,
     exercise::image,
     load::{Load, Tally, sent_between},
-    process::until,
+    process::{Ended, attempt, until},
     release::{Event, HistoryEntry, LABEL, Moment, Release},
     scene::{Outcome, Scene, play},
     watch::Watch,
@@ -71,6 +71,14 @@ fn hold(duration: Duration) -> String {
 }
 
 impl Stage<'_> {
+    /// What the operator's binary says as `kubectl canary VERB`.
+    fn kubectl_canary(&self, verb: &str) -> Result<Ended> {
+        let binary = env::var("OPERATOR_BINARY").context("OPERATOR_BINARY names no binary: run tests/on-cluster")?;
+        let namespace = self.scene.namespace.name();
+        let args = [verb, self.release.name(), "--namespace", namespace];
+        attempt(&mut self.scene.cluster.beside(&binary, &args), "")
+    }
+
     /// Waits until requests sent at that time are answered.
     fn wait_for_answers(&self, at: Timestamp) -> Result<()> {
         let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
@@ -120,6 +128,40 @@ fn ended_as(moment: &Moment, outcome: &str) -> Result<()> {
         "status.history begins with {entry:?}, not with {outcome}"
     );
     Ok(())
+}
+
+#[test]
+fn kubectl_canary_gives_a_command_for_what_runs_now_and_prints_the_answer() -> Outcome {
+    let steps = json!([{"weight": 50, "approval": true}, {"weight": 80, "hold": hold(LONG)}]);
+    under_traffic("kubectl-canary", steps, |stage| {
+        stage.release.until_awaiting_approval("1/2", TO_BE_LIVE)?;
+        let approved = stage.kubectl_canary("approve")?;
+        ensure!(
+            approved.success,
+            "approve failed: {}{}",
+            approved.stdout,
+            approved.stderr
+        );
+        ensure!(
+            approved.stdout.contains("step 1 is approved"),
+            "approve said {}",
+            approved.stdout
+        );
+        stage.release.until_live("80", LONG, TO_BE_LIVE)?;
+        let retried = stage.kubectl_canary("retry")?;
+        ensure!(
+            !retried.success && retried.stdout.contains("changes nothing: the release is under way"),
+            "retry said {}{}",
+            retried.stdout,
+            retried.stderr
+        );
+        let aborted = stage.kubectl_canary("abort")?;
+        ensure!(aborted.success, "abort failed: {}{}", aborted.stdout, aborted.stderr);
+        let ended = stage.release.until_phase("RolledBack", TO_PROMOTE)?;
+        let entry = ended.status.history.first().context("status.history is empty")?;
+        ensure!(entry.outcome == "Aborted", "status.history begins with {entry:?}");
+        Ok(())
+    })
 }
 
 #[test]
