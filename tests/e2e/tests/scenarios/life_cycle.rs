@@ -11,6 +11,7 @@ use canary_e2e::{
     process::{Ended, attempt, until},
     release::{Event, HistoryEntry, LABEL, Moment, Release},
     scene::{Outcome, Scene, play},
+    stats::binomial_bounds,
     watch::Watch,
 };
 use jiff::Timestamp;
@@ -128,6 +129,26 @@ fn ended_as(moment: &Moment, outcome: &str) -> Result<()> {
         "status.history begins with {entry:?}, not with {outcome}"
     );
     Ok(())
+}
+
+#[test]
+fn a_weight_is_proven_by_the_requests_that_the_controllers_counted() -> Outcome {
+    under_traffic("proven", json!([{"weight": 30, "hold": hold(LONG)}]), |stage| {
+        let proven = stage.release.until("the weight is proven", TO_BE_LIVE, |moment| {
+            let live = moment.status.holds("WeightLive");
+            live.is_some_and(|live| live.reason == "Counted") && moment.status.holds("TrafficSplitVerified").is_some()
+        })?;
+        let live = proven.status.holds("WeightLive").context("WeightLive")?;
+        let numbers: Vec<u32> = live.message.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [hits, total] = numbers[..] else {
+            anyhow::bail!("WeightLive says {}", live.message)
+        };
+        let (low, high) = binomial_bounds(total, 0.3);
+        ensure!((low..=high).contains(&hits), "WeightLive says {}", live.message);
+        stage.command("abort")?;
+        stage.release.until_phase("RolledBack", TO_PROMOTE)?;
+        Ok(())
+    })
 }
 
 #[test]
