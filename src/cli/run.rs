@@ -113,7 +113,12 @@ async fn operate(options: Options) -> Result<(), RunError> {
         ..scraper::Settings::default()
     };
     let settings = Settings {
-        scraper: Scraper::new(client.clone(), clock.clone(), Arc::new(Http::default()), controllers),
+        scraper: Some(Scraper::new(
+            client.clone(),
+            clock.clone(),
+            Arc::new(Http::default()),
+            controllers,
+        )),
         client,
         clock,
         routing: Arc::new(IngressNginx {

@@ -1,5 +1,6 @@
 //! Drives releases: observe, decide, apply, status. No decision is made here.
 
+mod counting;
 mod memory;
 mod report;
 mod round;
@@ -13,6 +14,7 @@ use crate::{
     routing::Routing,
     telemetry::Metrics,
 };
+use counting::Counting;
 use futures::{FutureExt, StreamExt, channel::mpsc};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -48,8 +50,8 @@ pub struct Settings {
     pub routing: Arc<dyn Routing>,
     /// How long a written weight takes to reach every controller.
     pub settle: Duration,
-    /// Counts the requests of releases from the controllers' metrics.
-    pub scraper: Scraper,
+    /// Counts the requests of releases from the controllers' metrics, where there are any.
+    pub scraper: Option<Scraper>,
     /// Name of this process in events.
     pub instance: String,
     /// Where it counts.
@@ -60,6 +62,7 @@ pub struct Settings {
 pub(crate) struct Context {
     settings: Settings,
     views: Views,
+    counting: Counting,
     memory: Memory,
     releases: Store<Guarded>,
 }
@@ -93,6 +96,7 @@ pub async fn run(
     let releases = controller.store();
     let ready = settings.metrics.ready.clone();
     let context = Arc::new(Context {
+        counting: Counting::new(settings.scraper.clone(), wake.clone()),
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),
@@ -120,9 +124,12 @@ pub async fn run(
     let sweep = async move {
         loop {
             tokio::time::sleep(SWEEP).await;
-            sweeper.views.forget_missing(|namespace, name| {
-                sweeper.releases.get(&ObjectRef::new(name).within(namespace)).is_some()
-            });
+            let exists = |namespace: &str, name: &str| {
+                let release = ObjectRef::new(name).within(namespace);
+                sweeper.releases.get(&release).is_some()
+            };
+            sweeper.views.forget_missing(exists);
+            sweeper.counting.forget_missing(exists);
         }
     };
     tokio::select! {
@@ -160,6 +167,7 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
             let release = context.memory.newest(&namespace, release);
             if let Some(again) = at_rest(&release, context.settings.clock.now()) {
                 context.views.leave(&namespace, &release.name_any());
+                context.counting.stop(&namespace, &release.name_any());
                 return Ok(Action::requeue(again));
             }
             round::round(release, context).await

@@ -38,7 +38,10 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     let settings = &context.settings;
     let others = others(context, &release);
-    let seen = observe(
+    let counted = context
+        .counting
+        .look(&release, &view, settings.settle, settings.clock.now());
+    let mut seen = observe(
         &settings.client,
         release.clone(),
         &view,
@@ -46,6 +49,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         others,
     )
     .await?;
+    seen.counted = counted;
     let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();
     for write in &decision.writes {
@@ -77,6 +81,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
+        context.counting.stop(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
 }

@@ -163,7 +163,7 @@ fn needs_merge(seen: &Observed) -> bool {
         Some(rollout) if rollout.stage == Stage::Ended => {
             !release.spec.paused && rollout.intent != intent(&release.spec)
         }
-        // GitOps: whether what somebody else gave the stable Deployment is version 2.
+        // Whether what somebody else gave the stable Deployment is version 2.
         Some(rollout) if rollout.stage == Stage::Promoting => {
             release.spec.promotion.mode == PromotionMode::AwaitStable && differs(&rollout.stable_revision)
         }

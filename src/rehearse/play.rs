@@ -8,10 +8,6 @@ use super::{
     world::{TimedOut, runtime},
 };
 use crate::{
-    analysis::{
-        Controller, Fetch, ScrapeError, Scraper,
-        scraper::{self, Pieces},
-    },
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
     cluster::{Clock, Metered},
     controller::{self, Settings},
@@ -20,7 +16,6 @@ use crate::{
     routing::IngressNginx,
     telemetry::Metrics,
 };
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 use kube::client::ClientBuilder;
 use serde_json::{Value, json};
@@ -84,19 +79,6 @@ impl Clock for super::clock::VirtualClock {
     }
 }
 
-/// The rehearsed controllers count nothing, and nothing leaves the process.
-struct NoMetrics;
-
-impl Fetch for NoMetrics {
-    fn fetch<'a>(&'a self, _controller: &'a Controller) -> BoxFuture<'a, Result<Pieces, ScrapeError>> {
-        Box::pin(async {
-            Err(ScrapeError::Connect(
-                "the rehearsed controllers have no metrics".to_owned(),
-            ))
-        })
-    }
-}
-
 /// Settings with which the real controller runs against a rehearsed API server.
 ///
 /// # Errors
@@ -110,12 +92,7 @@ pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, promet
         .build();
     let clock = Arc::new(server.clock());
     Ok(Settings {
-        scraper: Scraper::new(
-            client.clone(),
-            clock.clone(),
-            Arc::new(NoMetrics),
-            scraper::Settings::default(),
-        ),
+        scraper: None,
         client,
         clock,
         routing: Arc::new(IngressNginx::default()),

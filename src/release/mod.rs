@@ -23,6 +23,6 @@ pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions};
-pub use proof::{counts_anew, is_counted};
+pub use proof::{counts_from, is_counted};
 pub use schedule::{Schedule, schedule};
 pub use windows::{Gate, check_windows, gate};

@@ -58,7 +58,7 @@ fn tally(draft: &Draft<'_>) -> Option<String> {
 /// What was counted says, where it was counted since the weight is live and chance decides about each request.
 fn verdict(draft: &Draft<'_>, rollout: &Rollout, weight: Weight) -> Option<SplitVerdict> {
     let counted = draft.seen.counted.as_ref()?;
-    let live = rollout.weight_since.as_ref()?.0 + draft.settle;
+    let live = rollout.weight_since.as_ref()?.0.checked_add(draft.settle).ok()?;
     let of_this_weight = counted.since >= live || rollout.split_differs.is_some();
     let stable = draft.seen.ingresses.iter();
     let mut stable = stable.filter(|i| {
@@ -82,17 +82,13 @@ fn verdict(draft: &Draft<'_>, rollout: &Rollout, weight: Weight) -> Option<Split
 /// How many settle times a counting lasts that denies the weight, before another one may say that it is mended.
 const FRESH: u32 = 5;
 
-/// Whether what is being counted since `counting` is to be counted anew from `now` on: it began before the weight was live,
-/// or denies it for a while.
+/// From when on requests are to be counted that are counted from `counting` on: from when the weight is live, and anew
+/// where they have denied it for a while. Nothing where that is so already.
 #[must_use]
-pub fn counts_anew(rollout: &Rollout, settle: Duration, counting: Timestamp, now: Timestamp) -> bool {
-    let Some(since) = &rollout.weight_since else {
-        return false;
-    };
-    let live = since.0 + settle;
-    let stale = counting < live && now >= live;
-    let denies = rollout.split_differs.is_some() && counting + settle * FRESH <= now;
-    stale || denies
+pub fn counts_from(rollout: &Rollout, settle: Duration, counting: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let live = rollout.weight_since.as_ref()?.0.checked_add(settle).ok()?;
+    let denies = rollout.split_differs.is_some() && counting.checked_add(settle * FRESH).is_ok_and(|over| over <= now);
+    (counting < live).then_some(live).or(denies.then_some(now))
 }
 
 /// Whether the requests of a release are worth counting.

@@ -413,14 +413,21 @@ fn a_template_that_somebody_else_gave_is_not_taken_back_even_if_it_is_exactly_ve
     assert_eq!(stuck.decide().status.phase, Some(Phase::Stalled));
 }
 
+/// Somebody else's tool gives the stable Deployment version 2, with a note beside.
+fn committed_by_somebody(world: World) -> World {
+    world.stable(|d| {
+        d["metadata"]["generation"] = json!(2);
+        d["spec"]["template"]["metadata"]["annotations"] = json!({"commit": "abc"});
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
+    })
+}
+
 #[test]
-fn a_restart_of_version_2_while_it_rolls_out_is_no_other_version() {
-    let restarted = world().finishing().stable(|d| {
-        d["metadata"]["generation"] = json!(3);
-        d["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "2026"});
-    });
+fn a_restart_of_version_2_while_finishing_is_waited_for_and_no_rollback() {
+    let restarted = committed_by_somebody(world().finishing());
     let world = restarted.rounds(1);
     assert_eq!(world.rollout().stage, Stage::Finishing);
+    assert_eq!(world.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
     let ended = world
         .stable_rolled_out()
         .rounds(1)
@@ -456,31 +463,6 @@ fn a_rollback_waits_for_the_pods_that_an_autoscaler_took_away_while_version_2_is
     assert_eq!(writes(&again), [""; 0], "the autoscaler has the last word");
     assert_eq!(again.later(6).rounds(1).split("shop-ingress-v2"), None);
     insta::assert_snapshot!(story.story);
-}
-
-/// Somebody else's tool gives the stable Deployment version 2, with a note beside.
-fn committed_by_somebody(world: World) -> World {
-    world.stable(|d| {
-        d["metadata"]["generation"] = json!(2);
-        d["spec"]["template"]["metadata"]["annotations"] = json!({"commit": "abc"});
-        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v2");
-    })
-}
-
-#[test]
-fn a_restart_of_version_2_while_finishing_is_waited_for_and_no_rollback() {
-    let restarted = committed_by_somebody(world().finishing());
-    let world = restarted.rounds(1);
-    assert_eq!(world.rollout().stage, Stage::Finishing);
-    assert_eq!(world.split("shop-ingress-v2").unwrap().weight, Weight::FULL);
-    let ended = world
-        .stable_rolled_out()
-        .rounds(1)
-        .later(6)
-        .rounds(1)
-        .later(6)
-        .rounds(2);
-    assert_eq!(ended.rollout().outcome, Some(Outcome::Promoted));
 }
 
 #[test]

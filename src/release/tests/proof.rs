@@ -3,7 +3,7 @@
 use super::world::*;
 use crate::{
     api::{Phase, Stage},
-    release::{Kind, counts_anew},
+    release::{Kind, counts_from},
 };
 use serde_json::json;
 
@@ -94,13 +94,13 @@ fn version_1_is_not_replaced_while_it_still_gets_requests() {
 }
 
 #[test]
-fn requests_are_counted_anew_when_the_weight_is_live_and_after_they_denied_it_for_a_while() {
+fn requests_are_counted_from_when_the_weight_is_live_and_anew_after_they_denied_it_for_a_while() {
     let world = live();
     let (rollout, now) = (world.rollout().clone(), world.now);
     let ago = |seconds| now - std::time::Duration::from_secs(seconds);
-    assert!(counts_anew(&rollout, SETTLE, ago(1), now), "counted before it was live");
-    assert!(!counts_anew(&rollout, SETTLE, now, now));
-    let denied = world.later(20).counted(20, 990, 10).rounds(1);
-    let counting = |seconds| counts_anew(denied.rollout(), SETTLE, denied.ago(seconds).0, denied.now);
-    assert!(!counting(20) && counting(30));
+    assert_eq!(counts_from(&rollout, SETTLE, ago(1), now), Some(now), "it is live now");
+    assert_eq!(counts_from(&rollout, SETTLE, now, now), None);
+    let denied = world.later(20).counted(20, 990, 10).rounds(1).later(40);
+    let counting = |seconds| counts_from(denied.rollout(), SETTLE, denied.ago(seconds).0, denied.now);
+    assert_eq!((counting(20), counting(30)), (None, Some(denied.now)));
 }

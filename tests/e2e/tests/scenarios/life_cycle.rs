@@ -1,16 +1,17 @@
 //! What people do to a release while it runs, under constant traffic to pods that exit at once when they are told to:
 //! no request fails, and none waits for a second.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use canary_e2e::{
     app::App,
     exercise::image,
     load::{Load, Tally, sent_between},
-    process::until,
+    process::{Ended, attempt, until},
     release::{Event, HistoryEntry, LABEL, Moment, Release},
     scene::{Outcome, Scene, play},
+    stats::binomial_bounds,
     watch::Watch,
 };
 use jiff::Timestamp;
@@ -71,6 +72,14 @@ fn hold(duration: Duration) -> String {
 }
 
 impl Stage<'_> {
+    /// What the operator's binary says as `kubectl canary VERB`.
+    fn kubectl_canary(&self, verb: &str) -> Result<Ended> {
+        let binary = env::var("OPERATOR_BINARY").context("OPERATOR_BINARY names no binary: run tests/on-cluster")?;
+        let namespace = self.scene.namespace.name();
+        let args = [verb, self.release.name(), "--namespace", namespace];
+        attempt(&mut self.scene.cluster.beside(&binary, &args), "")
+    }
+
     /// Waits until requests sent at that time are answered.
     fn wait_for_answers(&self, at: Timestamp) -> Result<()> {
         let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
@@ -120,6 +129,60 @@ fn ended_as(moment: &Moment, outcome: &str) -> Result<()> {
         "status.history begins with {entry:?}, not with {outcome}"
     );
     Ok(())
+}
+
+#[test]
+fn a_weight_is_proven_by_the_requests_that_the_controllers_counted() -> Outcome {
+    under_traffic("proven", json!([{"weight": 30, "hold": hold(LONG)}]), |stage| {
+        let proven = stage.release.until("the weight is proven", TO_BE_LIVE, |moment| {
+            let live = moment.status.holds("WeightLive");
+            live.is_some_and(|live| live.reason == "Counted") && moment.status.holds("TrafficSplitVerified").is_some()
+        })?;
+        let live = proven.status.holds("WeightLive").context("WeightLive")?;
+        let numbers: Vec<u32> = live.message.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [hits, total] = numbers[..] else {
+            anyhow::bail!("WeightLive says {}", live.message)
+        };
+        let (low, high) = binomial_bounds(total, 0.3);
+        ensure!((low..=high).contains(&hits), "WeightLive says {}", live.message);
+        stage.command("abort")?;
+        stage.release.until_phase("RolledBack", TO_PROMOTE)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn kubectl_canary_gives_a_command_for_what_runs_now_and_prints_the_answer() -> Outcome {
+    let steps = json!([{"weight": 50, "approval": true}, {"weight": 80, "hold": hold(LONG)}]);
+    under_traffic("kubectl-canary", steps, |stage| {
+        stage.release.until_awaiting_approval("1/2", TO_BE_LIVE)?;
+        let approved = stage.kubectl_canary("approve")?;
+        ensure!(
+            approved.success,
+            "approve failed: {}{}",
+            approved.stdout,
+            approved.stderr
+        );
+        ensure!(
+            approved.stdout.contains("step 1 is approved"),
+            "approve said {}",
+            approved.stdout
+        );
+        stage.release.until_live("80", LONG, TO_BE_LIVE)?;
+        let retried = stage.kubectl_canary("retry")?;
+        ensure!(
+            !retried.success && retried.stdout.contains("changes nothing: the release is under way"),
+            "retry said {}{}",
+            retried.stdout,
+            retried.stderr
+        );
+        let aborted = stage.kubectl_canary("abort")?;
+        ensure!(aborted.success, "abort failed: {}{}", aborted.stdout, aborted.stderr);
+        let ended = stage.release.until_phase("RolledBack", TO_PROMOTE)?;
+        let entry = ended.status.history.first().context("status.history is empty")?;
+        ensure!(entry.outcome == "Aborted", "status.history begins with {entry:?}");
+        Ok(())
+    })
 }
 
 #[test]
