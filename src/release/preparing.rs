@@ -146,7 +146,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         return Flow::Wait;
     }
     draft.take_finalizer();
-    if let Err(finding) = make(draft, &rollout, &ground, merged, &revision, schedule.weight(1)) {
+    if let Err(finding) = make(draft, &mut rollout, &ground, merged, &revision, schedule.weight(1)) {
         // Nothing is made, so there is nothing to guard: a finalizer would only outlive the operator.
         draft.decision.writes.clear();
         return stalled(draft, &[finding]);
@@ -214,7 +214,7 @@ fn counted(number: u32, what: &str) -> String {
 /// Makes what is missing of version 2's Deployment and Service.
 fn make(
     draft: &mut Draft<'_>,
-    rollout: &Rollout,
+    rollout: &mut Rollout,
     ground: &Ground,
     merged: &Value,
     revision: &str,
@@ -242,6 +242,7 @@ fn make(
     let service = render::service(&ground.service, &rollout.canary.service, &owner, &selector);
     let named = |own: &Workload| own.name == rollout.canary.deployment;
     if !draft.seen.own_deployments.iter().any(named) {
+        rollout.canary.template = deployment.pointer("/spec/template").map(crate::observe::revision);
         draft.write(
             Kind::Deployment,
             &rollout.canary.deployment,
@@ -267,6 +268,10 @@ fn make(
 
 /// Waits for version 2's pods and endpoints; no request goes there yet.
 pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
+    // A Deployment whose spec was never changed is as the API server and its webhooks made it.
+    if let Some(canary) = draft.canary(&rollout).filter(|canary| canary.generation <= 1) {
+        rollout.canary.template = Some(canary.revision());
+    }
     if let Some(flow) = ending::found_wanting(draft, &rollout) {
         return flow;
     }
@@ -283,11 +288,7 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             );
             return ending::turn_back(draft, rollout, Outcome::RolledBack, "CanaryDeleted", message);
         }
-        rollout.canary.template = None;
         return remake(draft, rollout);
-    }
-    if rollout.canary.template.is_none() {
-        rollout.canary.template = draft.canary(&rollout).map(Workload::revision);
     }
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
     let ready = draft.ready(&rollout.canary.service);
@@ -304,7 +305,7 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
 }
 
 /// Somebody deleted what was made, or the operator died between the writes.
-fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
+fn remake(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let ground = match ground(draft.seen, draft.routing) {
         Ok(ground) => ground,
         Err(findings) => return stalled(draft, &findings),
@@ -329,7 +330,7 @@ fn remake(draft: &mut Draft<'_>, rollout: Rollout) -> Flow {
         );
     }
     let first = schedule::schedule(&draft.seen.release.spec).map_or(Weight::ZERO, |s| s.weight(1));
-    if let Err(finding) = make(draft, &rollout, &ground, merged, &now, first) {
+    if let Err(finding) = make(draft, &mut rollout, &ground, merged, &now, first) {
         return stalled(draft, &[finding]);
     }
     draft.status.rollout = Some(rollout);

@@ -116,6 +116,7 @@ fn a_deleted_service_is_made_again_once_the_api_server_was_asked() {
 #[test]
 fn a_canary_deployment_that_somebody_changes_before_it_is_ready_gets_no_request() {
     let changed = world().begun().rounds(1).edit(Kind::Deployment, "shop-v2", |d| {
+        d["metadata"]["generation"] = json!(2);
         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:debug");
     });
     let told = changed.canary_ready(1).rounds(1);
