@@ -27,6 +27,8 @@ struct Entry {
     interest: Interest,
     from: Timestamp,
     subscription: Subscription,
+    /// Whether the last answers were complete, as logged.
+    complete: Option<bool>,
 }
 
 impl Counting {
@@ -60,6 +62,7 @@ impl Counting {
                 subscription: scraper.subscribe(interest.clone(), wake),
                 interest,
                 from: now,
+                complete: None,
             };
             entries.insert(key.clone(), entry);
         }
@@ -68,8 +71,16 @@ impl Counting {
             entry.from = from;
             entry.subscription.reset(from);
         }
-        let counts = entry.subscription.counts().filter(|counts| counts.complete)?;
-        Some(Counted {
+        let counts = entry.subscription.counts()?;
+        // Without counts a weight is live by its settle time alone: worth a line, once, and not a status that flaps.
+        if entry.complete.replace(counts.complete) != Some(counts.complete) {
+            let (namespace, name) = key;
+            match counts.missing.join("; ") {
+                missing if missing.is_empty() => tracing::debug!(namespace, name, "requests are counted"),
+                missing => tracing::warn!(namespace, name, missing, "requests are not counted"),
+            }
+        }
+        counts.complete.then(|| Counted {
             since: counts.since,
             stable: counts.stable.total(),
             canary: counts.canary.total(),
