@@ -1,4 +1,4 @@
-use super::{CanaryReleaseStatus, Duration, Freeze, Stage, Traffic, Weight, Window};
+use super::{CanaryReleaseStatus, Duration, Freeze, Rollout, Stage, Traffic, Weight, Window};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -227,11 +227,16 @@ pub struct Ramp {
 }
 
 impl CanaryRelease {
+    /// Where the running or last release stands, as recorded.
+    #[must_use]
+    pub fn rollout(&self) -> Option<&Rollout> {
+        self.status.as_ref()?.rollout.as_ref()
+    }
+
     /// Name of version 1's Deployment: the one that the running release started with, or the one that is asked for.
     #[must_use]
     pub fn target(&self) -> &str {
-        let rollout = self.status.as_ref().and_then(|status| status.rollout.as_ref());
-        rollout
+        self.rollout()
             .filter(|rollout| rollout.stage != Stage::Ended && !rollout.deployment.is_empty())
             .map_or(&self.spec.target.deployment, |rollout| &rollout.deployment)
     }

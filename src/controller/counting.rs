@@ -47,8 +47,7 @@ impl Counting {
     /// What was counted of a release's requests; begins, ends and restarts the counting as the release needs it.
     pub fn look(&self, release: &CanaryRelease, view: &View, settle: Duration, now: Timestamp) -> Option<Counted> {
         let key = (release.namespace().unwrap_or_default(), release.name_any());
-        let rollout = release.status.as_ref().and_then(|status| status.rollout.as_ref());
-        let (Some(scraper), Some(rollout)) = (&self.scraper, rollout.filter(|_| is_counted(release))) else {
+        let (Some(scraper), Some(rollout)) = (&self.scraper, release.rollout().filter(|_| is_counted(release))) else {
             self.stop(&key.0, &key.1);
             return None;
         };

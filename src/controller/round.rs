@@ -198,7 +198,7 @@ async fn patch_metadata(
 /// this one but older. A Service may have several Deployments behind it: its traffic is split by one release at a time.
 fn others(context: &Context, release: &CanaryRelease) -> Others {
     let running = |other: &CanaryRelease| {
-        let rollout = other.status.as_ref().and_then(|s| s.rollout.as_ref());
+        let rollout = other.rollout();
         rollout.filter(|rollout| rollout.stage != Stage::Ended).cloned()
     };
     let mut others = Others::default();

@@ -155,7 +155,7 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
 /// Whether this round makes version 2's Deployment, or asks whether the stable one became it: the API server does the merge.
 fn needs_merge(seen: &Observed) -> bool {
     let release = &seen.release;
-    let rollout = release.status.as_ref().and_then(|s| s.rollout.as_ref());
+    let rollout = release.rollout();
     let revision = release.status.as_ref().and_then(|s| s.revision.as_ref());
     let differs = |known: &String| seen.stable.as_ref().is_some_and(|stable| stable.revision() != *known);
     let making = match rollout {

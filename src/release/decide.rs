@@ -70,12 +70,7 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
             return Flow::Wait;
         }
         if rollout.intent != intent {
-            let recorded = draft
-                .seen
-                .release
-                .status
-                .as_ref()
-                .and_then(|status| status.rollout.as_ref());
+            let recorded = draft.seen.release.rollout();
             if recorded.is_some_and(|recorded| recorded.intent == intent) {
                 // Tried again by a command of this very round: what a start needs to know is asked in the next.
                 draft.say(Phase::Pending, "Retrying", "the release starts again at its first step");

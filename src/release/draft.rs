@@ -160,11 +160,16 @@ impl<'a> Draft<'a> {
         fixed.unwrap_or_else(|| weight.pods_of(self.capacity(rollout)))
     }
 
+    /// Whether so many of the canary's pods are ready, by its Service's endpoints.
+    pub fn has_ready(&self, rollout: &Rollout, pods: i32) -> bool {
+        usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods)
+    }
+
     /// Whether the canary is asked for more pods than its share of the requests needs, and has those.
     pub fn has_pods_beyond_share(&self, rollout: &Rollout) -> bool {
         let need = self.pods(rollout, self.live_weight());
         let asked = self.canary(rollout).is_some_and(|canary| canary.replicas > need);
-        asked && usize::try_from(need).is_ok_and(|need| self.ready(&rollout.canary.service) >= need)
+        asked && self.has_ready(rollout, need)
     }
 
     /// The most pods that the canary will have.
@@ -232,7 +237,7 @@ impl<'a> Draft<'a> {
         let Some(canary) = self.canary(rollout) else {
             return false;
         };
-        let ready = usize::try_from(pods).is_ok_and(|pods| self.ready(&rollout.canary.service) >= pods);
+        let ready = self.has_ready(rollout, pods);
         let asks = canary.replicas < pods;
         if asks || !(ready || self.said(SCALING)) {
             // The operator may have been away, or waited without a deadline for a person: this wait begins only now.

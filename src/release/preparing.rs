@@ -293,7 +293,7 @@ pub(super) fn preparing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let wanted = draft.canary(&rollout).map_or(1, |canary| canary.replicas);
     let ready = draft.ready(&rollout.canary.service);
     let name = rollout.canary.deployment.clone();
-    if usize::try_from(wanted).is_ok_and(|wanted| ready < wanted) {
+    if !draft.has_ready(&rollout, wanted) {
         let waiting = format!("waiting for the pods of Deployment {name} to be ready; no request goes there yet");
         let late = format!("only {ready} of {wanted} pods of Deployment {name} were ready");
         return ending::wait_for_progress(draft, rollout, (Phase::Pending, "CanaryStarting", waiting), late);

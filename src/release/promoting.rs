@@ -11,7 +11,7 @@ use super::{
     preflight::ground,
     proof::contradiction,
     schedule,
-    waiting::paused,
+    waiting::{paused, share},
 };
 use crate::{
     api::{Outcome, Phase, PromotionMode, Rollout, ShiftTraffic, Stage, Weight},
@@ -73,7 +73,8 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     resume(draft, &mut rollout);
     if !shifts && draft.own_ingresses().next().is_some() && draft.steer(&mut rollout, split, "spec.traffic changed") {
-        draft.note(Level::Normal, "TrafficChanged", "spec.traffic changed");
+        let who = share(draft, split.weight);
+        draft.note(Level::Normal, "TrafficChanged", format!("spec.traffic changed: {who}"));
     }
     if let Some(barrier) = paused(draft, "promotion") {
         let weight = draft.live_weight();
@@ -116,8 +117,7 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
     let auto = draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Auto;
     // At 100 % already, there is nothing to fall back to; nor on pods that are not there for the share they have.
     let live = draft.live_weight();
-    let enough =
-        usize::try_from(draft.pods(rollout, live)).is_ok_and(|pods| draft.ready(&rollout.canary.service) >= pods);
+    let enough = draft.has_ready(rollout, draft.pods(rollout, live));
     if auto && enough && live < Weight::FULL && (refused.is_some() || draft.deadline(rollout).is_zero()) {
         let deadline = draft.seen.release.spec.progress_deadline;
         let why = refused.unwrap_or_else(|| format!("not within {deadline} (spec.progressDeadline)"));
@@ -198,12 +198,7 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
-    let recorded = draft
-        .seen
-        .release
-        .status
-        .as_ref()
-        .and_then(|status| status.rollout.as_ref());
+    let recorded = draft.seen.release.rollout();
     if recorded.is_none_or(|recorded| recorded.stage != Stage::Promoting) {
         // Were the operator to die between this write and the status, it would take the write for somebody else's.
         draft.say(

@@ -94,6 +94,7 @@ pub fn counts_from(rollout: &Rollout, settle: Duration, counting: Timestamp, now
 /// Whether the requests of a release are worth counting.
 #[must_use]
 pub fn is_counted(release: &CanaryRelease) -> bool {
-    let rollout = release.status.as_ref().and_then(|status| status.rollout.as_ref());
-    rollout.is_some_and(|rollout| matches!(rollout.stage, Stage::Stepping | Stage::Promoting))
+    release
+        .rollout()
+        .is_some_and(|rollout| matches!(rollout.stage, Stage::Stepping | Stage::Promoting))
 }

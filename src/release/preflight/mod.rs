@@ -108,7 +108,7 @@ pub fn preflight(seen: &Observed, routing: &dyn Routing) -> Result<Fit, Vec<Find
 #[must_use]
 pub fn questions(seen: &Observed, routing: &dyn Routing) -> Option<Questions> {
     let release = &seen.release;
-    let rollout = release.status.as_ref().and_then(|status| status.rollout.as_ref());
+    let rollout = release.rollout();
     let running = rollout.is_some_and(|r| r.stage != Stage::Ended || r.intent == super::intent(&release.spec));
     // A paused release does not start: what it would find is asked when it does.
     if running || release.spec.paused || release.metadata.deletion_timestamp.is_some() {
