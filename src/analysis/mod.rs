@@ -6,10 +6,12 @@
 pub mod controllers;
 pub mod counts;
 pub mod exposition;
+mod latency;
 pub mod scraper;
 mod split;
 
 pub use controllers::{Controller, Controllers, Listing};
-pub use counts::{Counts, Exposed, Interest, Side, Status};
+pub use counts::{Counts, Edge, Exposed, Interest, Side, Status};
+pub use latency::{Millis, Quantile};
 pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
 pub use split::{Verdict as SplitVerdict, judge as judge_split};

@@ -108,5 +108,6 @@ fn interest(namespace: &str, rollout: &Rollout, ingresses: &[Arc<Ingress>]) -> I
         canaries: ours
             .flat_map(|ingress| ports(ingress, &rollout.service).map(canary))
             .collect(),
+        latency: false,
     }
 }
