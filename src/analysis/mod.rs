@@ -7,6 +7,7 @@ pub mod controllers;
 pub mod counts;
 pub mod exposition;
 mod latency;
+pub mod prometheus;
 pub mod scraper;
 mod split;
 

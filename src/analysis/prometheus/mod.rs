@@ -1,0 +1,3 @@
+//! Prometheus as a source.
+mod template;
+pub use template::*;
