@@ -1,6 +1,7 @@
 //! The `CanaryRelease` resource, `canary-operator.dev/v1alpha1`: what users write and what they read back.
 
 mod duration;
+mod evidence;
 mod spec;
 mod status;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod weight;
 mod windows;
 
 pub use duration::{Duration, DurationError};
+pub use evidence::Evidence;
 pub use spec::{
     Canary, CanaryRelease, CanaryReleaseSpec, Promotion, PromotionMode, Ramp, Rollback, ShiftTraffic, Step, Target,
 };
