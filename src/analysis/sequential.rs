@@ -11,24 +11,10 @@
 use crate::api::Evidence;
 
 /// The ratios that are tried, as multiples of the tolerated one.
+#[rustfmt::skip]
 const GRID: [f64; 17] = [
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    1.0 / 3.0,
-    0.5,
-    1.0 / 1.5,
-    0.8,
-    1.0,
-    1.25,
-    1.5,
-    2.0,
-    3.0,
-    5.0,
-    10.0,
-    20.0,
-    50.0,
+    1.0 / 50.0, 1.0 / 20.0, 1.0 / 10.0, 1.0 / 5.0, 1.0 / 3.0, 1.0 / 2.0, 1.0 / 1.5, 1.0 / 1.25,
+    1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0,
 ];
 /// Where the tolerated ratio is in the grid.
 const TOLERATED: usize = 8;
@@ -114,7 +100,24 @@ impl Evidence {
             && is_part(self.stable_weighed, stable)
             && [&self.sums, &self.least_sums]
                 .iter()
-                .all(|sums| sums.len() == GRID.len() && rises(sums, canary + stable))
+                .all(|sums| sums.len() == GRID.len() && self.may_be(sums, canary + stable))
+    }
+
+    /// Whether these may be the sums over batches with so many failures: between 0 and n·ln r each, and so are their rises.
+    fn may_be(&self, sums: &[i64], failed: u64) -> bool {
+        let slack = 50.0 * UNIT * as_f64(failed);
+        let fits = |ratio: f64, sum: f64| {
+            let most = as_f64(failed) * ratio.ln();
+            (most.min(0.0) - slack..=most.max(0.0) + slack).contains(&sum)
+        };
+        let mut before = None;
+        self.ratios().into_iter().zip(sums).all(|(ratio, sum)| {
+            let (least, low) = before.replace((ratio, *sum)).unwrap_or((1.0, 0));
+            fits(ratio, float(*sum))
+                && sum
+                    .checked_sub(low)
+                    .is_some_and(|rise| fits(ratio / least, float(rise)))
+        })
     }
 
     /// Adds requests that came since the batch before.
@@ -159,7 +162,7 @@ impl Evidence {
     /// is ever ln(1/α) or more in at most a share α of the releases where it is not.
     #[must_use]
     pub fn log_harm(&self) -> f64 {
-        self.log_above(TOLERATED)
+        log_above(&self.log_likelihoods(&self.sums), TOLERATED)
     }
 
     /// Evidence that version 2's risk is less than `ratio` times version 1's, in the same terms. A ratio that is not in the
@@ -168,19 +171,7 @@ impl Evidence {
     pub fn log_no_harm(&self, ratio: f64) -> f64 {
         let ratios = self.ratios();
         let at = ratios.iter().rposition(|other| *other <= ratio * (1.0 + 1e-9));
-        at.map_or(0.0, |at| self.log_below(at))
-    }
-
-    /// Evidence that the risk ratio is more than the one at this place of the grid.
-    fn log_above(&self, place: usize) -> f64 {
-        let all = self.log_likelihoods(&self.sums);
-        log_mean_ratio(all.iter().skip(place + 1).take(ALTERNATIVES), all.get(place))
-    }
-
-    /// Evidence that it is less.
-    fn log_below(&self, place: usize) -> f64 {
-        let all = self.log_likelihoods(&self.least_sums);
-        log_mean_ratio(all.iter().take(place).rev().take(ALTERNATIVES), all.get(place))
+        at.map_or(0.0, |at| log_below(&self.log_likelihoods(&self.least_sums), at))
     }
 
     /// How likely each ratio of the grid makes what was seen, up to a common factor: natural logarithms.
@@ -203,18 +194,19 @@ impl Evidence {
     }
 
     /// The risk ratios that are not ruled out, from and to; open where the grid ends. Either bound is ever wrong in at most
-    /// a share `alpha` of the releases.
+    /// a share `alpha` of the releases, to the next ratio of the grid: in between it is interpolated.
     #[must_use]
     pub fn confidence(&self, alpha: f64) -> (Option<f64>, Option<f64>) {
         let ratios = self.ratios();
+        let (harm, no_harm) = (self.log_likelihoods(&self.sums), self.log_likelihoods(&self.least_sums));
         let above = ratios
             .iter()
             .enumerate()
-            .map(|(at, ratio)| (*ratio, self.log_above(at)));
+            .map(|(at, ratio)| (*ratio, log_above(&harm, at)));
         let below = ratios
             .iter()
             .enumerate()
-            .map(|(at, ratio)| (*ratio, self.log_below(at)));
+            .map(|(at, ratio)| (*ratio, log_below(&no_harm, at)));
         let limit = -alpha.ln();
         (last_ruled_out(above, limit), last_ruled_out(below.rev(), limit))
     }
@@ -222,10 +214,17 @@ impl Evidence {
     /// The estimate and what is not ruled out, such as `risk ratio 1.8 (1.1 to 3.2)`.
     #[must_use]
     pub fn in_words(&self, alpha: f64) -> String {
-        let Some(ratio) = self.ratio() else {
-            return "risk ratio unknown (no failures to compare)".to_owned();
-        };
         let (from, to) = self.confidence(alpha);
+        let range = match (from, to) {
+            (Some(from), Some(to)) => format!("{} to {}", short(from), short(to)),
+            (Some(from), None) => format!("{} to …", short(from)),
+            (None, Some(to)) => format!("… to {}", short(to)),
+            (None, None) if (self.canary_failed, self.stable_failed) == (0, 0) => {
+                return "risk ratio unknown (no failures)".to_owned();
+            }
+            (None, None) => return "risk ratio unknown (too few failures)".to_owned(),
+        };
+        let ratio = self.ratio().unwrap_or(1.0);
         // Both are estimates of the same; one outside of the other would only puzzle.
         let ratio = ratio.max(from.unwrap_or(ratio)).min(to.unwrap_or(ratio));
         let [lowest, .., highest] = self.ratios();
@@ -234,14 +233,20 @@ impl Evidence {
             _ if ratio < lowest => format!("below {}", short(lowest)),
             _ => short(ratio),
         };
-        let range = match (from, to) {
-            (Some(from), Some(to)) => format!("{} to {}", short(from), short(to)),
-            (Some(from), None) => format!("{} to …", short(from)),
-            (None, Some(to)) => format!("… to {}", short(to)),
-            (None, None) => "too few failures to tell".to_owned(),
-        };
         format!("risk ratio {ratio} ({range})")
     }
+}
+
+/// Evidence that the risk ratio is more than the one at this place of the grid.
+fn log_above(log_likelihoods: &[f64; GRID.len()], place: usize) -> f64 {
+    let alternatives = log_likelihoods.iter().skip(place + 1).take(ALTERNATIVES);
+    log_mean_ratio(alternatives, log_likelihoods.get(place))
+}
+
+/// Evidence that it is less.
+fn log_below(log_likelihoods: &[f64; GRID.len()], place: usize) -> f64 {
+    let alternatives = log_likelihoods.iter().take(place).rev().take(ALTERNATIVES);
+    log_mean_ratio(alternatives, log_likelihoods.get(place))
 }
 
 /// ln of the mean of exp(log − other); 0 where there is nothing to take the mean of.
@@ -255,8 +260,7 @@ fn log_mean_ratio<'a>(logs: impl Iterator<Item = &'a f64> + Clone, other: Option
     largest - other + (sum / count).ln()
 }
 
-/// The last of the ratios from one end of the grid that the evidence rules out, without a gap; towards the next it is
-/// interpolated.
+/// The last of the ratios from one end of the grid that the evidence rules out without a gap, interpolated to the next.
 fn last_ruled_out(ratios: impl Iterator<Item = (f64, f64)>, limit: f64) -> Option<f64> {
     let mut last = None;
     for (ratio, log) in ratios {
@@ -289,19 +293,6 @@ fn short(ratio: f64) -> String {
 /// what a float as large as theirs cannot tell.
 fn margin(failed: u64) -> i64 {
     i64::try_from(1 + failed / 100_000).unwrap_or(i64::MAX)
-}
-
-/// Whether these may be the sums of batches with so many failures: they rise over the grid, and by less than the ratios do.
-fn rises(sums: &[i64], failed: u64) -> bool {
-    let slack = 3.0 * UNIT * as_f64(failed);
-    GRID.windows(2).zip(sums.windows(2)).all(|(ratios, sums)| {
-        let ([low_ratio, high_ratio], [low, high]) = (ratios, sums) else {
-            return false;
-        };
-        let most = as_f64(failed) * (high_ratio / low_ratio).ln();
-        let rise = high.checked_sub(*low).map(float);
-        rise.is_some_and(|rise| (-slack..=most + slack).contains(&rise))
-    })
 }
 
 /// Whether it may be the sum of so many numbers from 0 to 1, each of them rounded.
