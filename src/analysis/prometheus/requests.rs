@@ -20,7 +20,6 @@ use crate::analysis::{
     },
     scraper::{PREFIX, count},
 };
-use jiff::Timestamp;
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -42,21 +41,34 @@ const BETWEEN_DOUBTS: u32 = 12;
 /// Has a release's requests counted; dropping it ends that.
 #[derive(Debug)]
 pub struct Subscription {
-    counter: Arc<Mutex<Counter>>,
+    counted: Arc<Mutex<Counted>>,
     // Dropping the set ends the asking.
     _looking: JoinSet<()>,
 }
 
-fn lock(counter: &Mutex<Counter>) -> MutexGuard<'_, Counter> {
+#[derive(Debug)]
+struct Counted {
+    counter: Counter,
+    /// How often the controllers are scraped.
+    every: Duration,
+}
+
+fn lock(counted: &Mutex<Counted>) -> MutexGuard<'_, Counted> {
     // A panic elsewhere leaves the counter whole: a round is added by a single call.
-    counter.lock().unwrap_or_else(PoisonError::into_inner)
+    counted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subscription {
     /// What has been counted; none before every controller was scraped since the counting began.
     #[must_use]
     pub fn counts(&self) -> Option<Counts> {
-        lock(&self.counter).counts().cloned()
+        lock(&self.counted).counter.counts().cloned()
+    }
+
+    /// How old the counts may be while nothing is wrong: as long as the controllers are not scraped, and not looked at.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        lock(&self.counted).every.saturating_add(EVERY)
     }
 }
 
@@ -65,33 +77,41 @@ impl Prometheus {
     /// tokio runtime.
     #[must_use]
     pub fn subscribe(&self, server: &str, interest: Interest, wake: impl Fn() + Send + 'static) -> Subscription {
-        let counter = Arc::new(Mutex::new(Counter::new(self.clock.now())));
+        let since = self.clock.now();
+        let counted = Arc::new(Mutex::new(Counted {
+            counter: Counter::new(since),
+            every: Duration::ZERO,
+        }));
         let mut looker = Looker {
             prometheus: self.clone(),
             server: server.to_owned(),
             interest,
-            rounds: Rounds::default(),
+            rounds: Rounds::new(since),
             exposed: Exposed::default(),
             wrong: None,
             undoubted: 0,
+            pods: false,
             warnings: Vec::new(),
         };
-        let counted = counter.clone();
+        let kept = counted.clone();
         let mut looking = JoinSet::new();
         looking.spawn(async move {
             let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                let round = looker.look().await;
-                let added = round.map(|round| lock(&counted).add(round));
-                if added.is_some() {
-                    wake();
+                let Some(round) = looker.look().await else { continue };
+                {
+                    let mut counted = lock(&kept);
+                    counted.counter.add(round);
+                    counted.every = looker.rounds.every();
                 }
+                // Outside of the lock: who is woken may ask at once.
+                wake();
             }
         });
         Subscription {
-            counter,
+            counted,
             _looking: looking,
         }
     }
@@ -105,8 +125,9 @@ struct Looker {
     exposed: Exposed,
     /// Why nothing of the release is found, where that is not for want of requests.
     wrong: Option<String>,
-    /// Looks since that was last asked.
+    /// Looks since that was last asked, and whether there were any pods then.
     undoubted: u32,
+    pods: bool,
     warnings: Vec<String>,
 }
 
@@ -114,13 +135,10 @@ impl Looker {
     async fn look(&mut self) -> Option<Round> {
         let seen = self.see().await;
         let now = self.prometheus.clock.now();
-        match seen {
-            Ok(newer) => self
-                .rounds
-                .round(&self.server, newer, self.exposed, self.wrong.clone(), now),
-            Err(error) => self
-                .rounds
-                .round(&self.server, false, self.exposed, Some(error.to_string()), now),
+        match (seen, &self.wrong) {
+            (Err(error), _) => self.rounds.failed(error.to_string(), now),
+            (Ok(_), Some(wrong)) => self.rounds.failed(wrong.clone(), now),
+            (Ok(newer), None) => self.rounds.round(&self.server, newer, self.exposed, now),
         }
     }
 
@@ -129,13 +147,11 @@ impl Looker {
         let labelling = self.prometheus.ask.labelling(&self.server)?;
         let window = self.rounds.window(self.prometheus.clock.now());
         let queries = Queries::new(&self.interest, &labelling, window);
-        // At once: how late the answers are must not differ.
-        let (own, elsewhere, alive) = futures::try_join!(
-            self.series(&queries.own, &labelling),
-            self.series(&queries.elsewhere, &labelling),
-            self.series(&queries.alive, &labelling),
-        )?;
-        let parts = [own, elsewhere, alive];
+        // The release's own last: what was scraped by the time that the others show must not be missing in it.
+        let alive = self.series(&queries.alive, &labelling).await?;
+        let elsewhere = self.series(&queries.elsewhere, &labelling).await?;
+        let own = self.series(&queries.own, &labelling).await?;
+        let parts = [alive, elsewhere, own];
         let warnings: Vec<String> = parts.iter().flat_map(|(_, warnings)| warnings).cloned().collect();
         if warnings != self.warnings && !warnings.is_empty() {
             tracing::warn!(server = self.server, ?warnings, "Prometheus answers with warnings");
@@ -165,7 +181,9 @@ impl Looker {
             (self.exposed, self.wrong, self.undoubted) = (Exposed::Requests, None, 0);
             return Ok(());
         }
-        let due = self.undoubted == 0;
+        let pods = self.rounds.are_pods_known();
+        let due = self.undoubted == 0 || pods != self.pods;
+        self.pods = pods;
         self.undoubted = (self.undoubted + 1) % BETWEEN_DOUBTS;
         if !due {
             return Ok(());
@@ -188,7 +206,7 @@ impl Looker {
                 )),
             ),
             Some(_) => (Exposed::Requests, None),
-            None if self.rounds.are_pods_known() => (Exposed::NoRequests, None),
+            None if pods => (Exposed::NoRequests, None),
             None => (
                 Exposed::Nothing,
                 Some(format!(
@@ -288,10 +306,9 @@ fn seen(series: &Series<'_>, interest: &Interest, labelling: &Labelling) -> Resu
         ..SeriesLabels::default()
     };
     let (mut metric, mut pod) = ("", "");
-    let (mut target, mut all) = (DefaultHasher::new(), DefaultHasher::new());
+    let mut target = DefaultHasher::new();
     for (name, value) in series.labels() {
         let (name, value) = (name.as_ref(), value.as_ref());
-        (name, value).hash(&mut all);
         match name {
             "__name__" => metric = value,
             "le" => labels.le = value.into(),
@@ -316,7 +333,7 @@ fn seen(series: &Series<'_>, interest: &Interest, labelling: &Labelling) -> Resu
     };
     let reading = match (family, interest.version(&labels)) {
         (Some(family), Some(version)) => Some(Reading {
-            series: series_of(family, &all.finish().to_string()),
+            series: series_of(family, series.labels()),
             family,
             version,
             status: Status::parse(&labels.status),
@@ -333,3 +350,6 @@ fn seen(series: &Series<'_>, interest: &Interest, labelling: &Labelling) -> Resu
         apart: samples.apart(),
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,21 +10,21 @@
 //! sample of a scrape that was looked at, makes the next look at its pod a baseline. What that loses, it loses of both versions.
 
 use crate::analysis::counts::{Answer, Exposed, Reading, Round, Scrape};
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
-/// How far a first look reaches back, and any at most: two scrapes of the longest common interval.
+/// How far a first look reaches back: two scrapes of the longest common interval.
 const LOOKBACK: i64 = 120_000;
 /// A look reaches back beyond the last scrape by this, for the server's clock may be ahead.
 const SLACK: i64 = 15_000;
 /// A pod whose last scrape is older is not known well enough, unless it is scraped as rarely as that.
 const LATE: i64 = 60_000;
 /// And one whose last scrape is older than this is taken to be gone.
-const GONE: i64 = 300_000;
+const GONE: i64 = 180_000;
 /// A scrape that is said to be later than now by more is by another clock.
 const AHEAD: i64 = 5_000;
 /// Series of one pod that are kept at most.
@@ -48,9 +48,15 @@ pub(super) struct Seen {
 }
 
 /// Makes rounds of what is seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rounds {
+    /// When the counting began.
+    since: Timestamp,
     pods: BTreeMap<String, Pod>,
+    /// Pods so far, to whoever counts.
+    generation: u64,
+    /// When the pods of the last round were scraped, the first and the last of them.
+    scraped: Option<(Timestamp, Timestamp)>,
     /// Why the last round was not complete.
     missing: Vec<String>,
 }
@@ -58,7 +64,7 @@ pub(super) struct Rounds {
 #[derive(Debug)]
 struct Pod {
     target: u64,
-    /// The next is another pod to whoever counts, which has to take it for a baseline.
+    /// Of another one whoever counts takes the pod for another, whose first look is a baseline.
     generation: u64,
     /// When it was last scraped.
     scraped: i64,
@@ -80,7 +86,7 @@ impl Pod {
     }
 
     fn uid(&self, name: &str) -> String {
-        format!("{name}/{:x}/{}", self.target, self.generation)
+        format!("{name}/{}", self.generation)
     }
 
     fn is_late(&self, now: i64) -> bool {
@@ -91,8 +97,9 @@ impl Pod {
         now.saturating_sub(self.scraped) > GONE.max(self.every.unwrap_or_default().saturating_mul(3))
     }
 
-    /// Takes in what one target has of the pod; whether it was scraped since.
-    fn see(&mut self, series: &[&Seen]) -> bool {
+    /// Takes in what one target has of the pod; whether it was scraped since. It is of the `next` generation where it shows
+    /// what it had all the time.
+    fn see(&mut self, series: &[&Seen], next: u64) -> bool {
         let scraped = series.iter().map(|seen| seen.last).max().unwrap_or(self.scraped);
         let looked_at = self.scraped;
         let hidden = |seen: &&&Seen| {
@@ -102,7 +109,7 @@ impl Pod {
             reading.is_some() && looked_at != i64::MIN && seen.first <= looked_at
         };
         if series.iter().any(|seen| hidden(&seen)) {
-            self.generation += 1;
+            self.generation = next;
         }
         for seen in series {
             let Some(reading) = seen.reading else { continue };
@@ -129,13 +136,14 @@ impl Pod {
             ))
         } else if age < -AHEAD {
             Err(format!(
-                "controller pod {name} was scraped {} s from now by the clock of Prometheus {server}",
-                -age / 1000
+                "the clock of Prometheus {server} is ahead of the operator's: it has scraped controller pod {name} in the future"
             ))
         } else if self.is_late(now) {
+            // Not how long ago: that would be news every time.
+            let last = Timestamp::from_millisecond(self.scraped).map(|last| last.round(Unit::Second).unwrap_or(last));
+            let last = last.map(|last| last.to_string()).unwrap_or_default();
             Err(format!(
-                "controller pod {name} was last scraped by Prometheus {server} {} s ago",
-                age / 1000
+                "controller pod {name} was last scraped by Prometheus {server} at {last}"
             ))
         } else {
             Ok(Scrape {
@@ -153,14 +161,31 @@ impl Pod {
 }
 
 impl Rounds {
-    /// How far back the next look has to reach.
+    /// For a counter that counts from then.
+    pub fn new(since: Timestamp) -> Self {
+        Self {
+            since,
+            pods: BTreeMap::new(),
+            generation: 0,
+            scraped: None,
+            missing: Vec::new(),
+        }
+    }
+
+    /// How far back the next look has to reach: to the last scrape of every pod, so that a series is known to be new.
     pub fn window(&self, now: Timestamp) -> Duration {
         let oldest = self.pods.values().map(|pod| pod.scraped).min();
         let since = oldest.map_or(LOOKBACK, |oldest| {
-            now.as_millisecond().saturating_sub(oldest).saturating_add(SLACK)
+            now.as_millisecond().saturating_sub(oldest).max(0).saturating_add(SLACK)
         });
         // Whole seconds are what PromQL reads best.
-        Duration::from_secs(since.clamp(SLACK, LOOKBACK).div_euclid(1000).unsigned_abs() + 1)
+        Duration::from_secs(since.unsigned_abs().div_ceil(1000))
+    }
+
+    /// How often the controllers are scraped: the one that is the most seldom.
+    pub fn every(&self) -> Duration {
+        let every = self.pods.values().filter_map(|pod| pod.every).max().unwrap_or_default();
+        Duration::from_millis(every.unsigned_abs())
     }
 
     /// Whether a controller is known to have been scraped of late.
@@ -189,32 +214,30 @@ impl Rounds {
             let Some((newest, _)) = targets.iter().max_by_key(newest) else {
                 continue;
             };
-            let pod = self.pods.entry(name.to_owned()).or_insert_with(|| Pod::new(*newest, 0));
+            self.generation += 1;
+            let next = self.generation;
+            let pod = self
+                .pods
+                .entry(name.to_owned())
+                .or_insert_with(|| Pod::new(*newest, next));
             if pod.target != *newest && pod.is_late(now) {
-                *pod = Pod::new(*newest, pod.generation + 1);
+                *pod = Pod::new(*newest, next);
             }
             if let Some(series) = targets.get(&pod.target) {
-                newer |= pod.see(series);
+                newer |= pod.see(series, next);
             }
         }
         self.pods.retain(|_, pod| !pod.is_gone(now));
         newer
     }
 
-    /// A look at all pods as they are known now, with what else is wrong; none where it would say what the last one did.
-    pub fn round(
-        &mut self,
-        server: &str,
-        newer: bool,
-        exposed: Exposed,
-        wrong: Option<String>,
-        now: Timestamp,
-    ) -> Option<Round> {
+    /// A look at all pods as they are known now; none where it would say what the last one did.
+    pub fn round(&mut self, server: &str, newer: bool, exposed: Exposed, now: Timestamp) -> Option<Round> {
         let (mut answers, mut unready, mut scraped) = (Vec::new(), BTreeSet::new(), Vec::new());
         for (name, pod) in &self.pods {
             let answer = pod.answer(name, server, now.as_millisecond(), exposed);
             match &answer.scrape {
-                Ok(_) => scraped.push(pod.scraped),
+                Ok(_) => scraped.extend(Timestamp::from_millisecond(pod.scraped)),
                 // Of a controller that may serve others.
                 Err(_) if pod.readings.is_empty() => {
                     unready.insert(answer.uid);
@@ -224,17 +247,40 @@ impl Rounds {
             }
             answers.push(answer);
         }
+        let Some(times) = scraped.iter().min().copied().zip(scraped.iter().max().copied()) else {
+            let late: Vec<String> = answers.into_iter().filter_map(|answer| answer.scrape.err()).collect();
+            let none = || format!("Prometheus {server} has scraped no ingress-nginx controller of late");
+            return self.failed(if late.is_empty() { none() } else { late.join("; ") }, now);
+        };
+        self.scraped = Some(times);
         let late = answers.iter().filter_map(|answer| answer.scrape.as_ref().err());
-        let missing: Vec<String> = wrong.iter().chain(late).cloned().collect();
-        let changed = missing != self.missing;
-        self.missing = missing;
-        let time = |milliseconds: Option<&i64>| milliseconds.and_then(|time| Timestamp::from_millisecond(*time).ok());
+        let changed = self.tell(late.cloned().collect());
         (newer || changed).then(|| Round {
-            began: time(scraped.iter().min()).unwrap_or(now),
-            ended: time(scraped.iter().max()).unwrap_or(now),
+            began: times.0,
+            ended: times.1,
             answers,
             unready,
-            unlisted: wrong,
+            unlisted: None,
         })
+    }
+
+    /// A look in which nothing was seen, and why; none where it would say what the last one did.
+    pub fn failed(&mut self, why: String, now: Timestamp) -> Option<Round> {
+        let (began, ended) = self.scraped.unwrap_or((now, now));
+        self.tell(vec![why.clone()]).then(|| Round {
+            // Who counts passes over what was scraped before the counting began, and is to know of this.
+            began: began.max(self.since),
+            ended: ended.max(self.since),
+            answers: Vec::new(),
+            unready: BTreeSet::new(),
+            unlisted: Some(why),
+        })
+    }
+
+    /// Whether it is something else than was told last.
+    fn tell(&mut self, missing: Vec<String>) -> bool {
+        let changed = missing != self.missing;
+        self.missing = missing;
+        changed
     }
 }
