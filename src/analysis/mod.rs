@@ -6,6 +6,7 @@
 pub mod controllers;
 pub mod counts;
 pub mod exposition;
+mod judge;
 mod latency;
 mod power;
 pub mod scraper;
@@ -14,6 +15,7 @@ mod split;
 
 pub use controllers::{Controller, Controllers, Listing};
 pub use counts::{Counts, Edge, Exposed, Interest, Side, Status};
+pub use judge::{Answer, InForce, Judge, Judged, Look, Rule, Rules, Span};
 pub use latency::{Millis, Quantile};
 pub use power::Plan;
 pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
