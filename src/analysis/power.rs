@@ -1,6 +1,6 @@
 //! What a plan can find, told before it starts: the same test, on requests drawn at random.
 
-use super::{Batch, Tally};
+use super::{Batch, Tally, sequential::short};
 use crate::api::Evidence;
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 use rand_distr::{Distribution, Poisson};
@@ -56,7 +56,8 @@ impl Requests {
     }
 
     fn draw(&self, rng: &mut Xoshiro256PlusPlus) -> Tally {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Whole, not negative and not much over `MOST`.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // Whole, not negative and not much over `MOST`.
         let mut draw = |of: &Option<Poisson<f64>>| of.map_or(0, |poisson| poisson.sample(rng) as u64);
         let (good, failed) = (draw(&self.good), draw(&self.failed));
         Tally {
@@ -113,9 +114,15 @@ impl Plan {
             return "without requests this plan finds nothing".to_owned();
         }
         let (rate, errors) = if error_rate > 0.0 {
-            (error_rate.min(1.0), format!("{}% errors", short(error_rate.min(1.0) * 100.0)))
+            (
+                error_rate.min(1.0),
+                format!("{}% errors", short(error_rate.min(1.0) * 100.0)),
+            )
         } else {
-            (FLOOR, format!("an assumed {}% errors (none so far)", short(FLOOR * 100.0)))
+            (
+                FLOOR,
+                format!("an assumed {}% errors (none so far)", short(FLOOR * 100.0)),
+            )
         };
         let traffic = format!("at {} req/s and {errors}", short(per_second));
         let rises = self.rises(rate);
@@ -132,14 +139,22 @@ impl Plan {
             ratio => format!("a {}-fold rise{what}", short(ratio)),
         };
         let power = found(first);
-        let words = format!("{traffic} this plan finds {} in {} of cases", rise(first, " of errors"), percent(power));
+        let words = format!(
+            "{traffic} this plan finds {} in {} of cases",
+            rise(first, " of errors"),
+            percent(power)
+        );
         if power >= RELIABLY {
             return words;
         }
         let reliably = rest.partition_point(|ratio| found(ratio) < RELIABLY);
         match (rest.get(reliably), rest.last()) {
             (Some(ratio), _) => format!("{words}, {} in {}", rise(ratio, ""), percent(found(ratio))),
-            (None, Some(ratio)) => format!("{words}, and even {} in only {}", rise(ratio, ""), percent(found(ratio))),
+            (None, Some(ratio)) => format!(
+                "{words}, and even {} in only {}",
+                rise(ratio, ""),
+                percent(found(ratio))
+            ),
             (None, None) => words,
         }
     }
@@ -148,7 +163,9 @@ impl Plan {
     fn rises(&self, error_rate: f64) -> Vec<f64> {
         let all = error_rate.recip();
         let rises = RISES.into_iter().filter(|ratio| *ratio < all).chain([all]);
-        rises.filter(|ratio| *ratio > self.ignore_below && *ratio <= 50.0).collect()
+        rises
+            .filter(|ratio| *ratio > self.ignore_below && *ratio <= 50.0)
+            .collect()
     }
 }
 

@@ -271,18 +271,14 @@ fn last_ruled_out(ratios: impl Iterator<Item = (f64, f64)>, limit: f64) -> Optio
     last.map(|(ratio, _)| ratio)
 }
 
-/// A ratio to about two digits.
-fn short(ratio: f64) -> String {
-    let digits = match ratio {
-        _ if ratio >= 9.95 => 0,
-        _ if ratio >= 0.995 => 1,
-        _ => 2,
-    };
-    let text = format!("{ratio:.digits$}");
-    if digits == 0 {
-        text
-    } else {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+/// A number to two digits, or without a fraction.
+pub(super) fn short(number: f64) -> String {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to 9.
+    let decimals = (1.0 - number.log10().floor()).clamp(0.0, 9.0) as usize;
+    let text = format!("{number:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
     }
 }
 
