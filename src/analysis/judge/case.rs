@@ -565,7 +565,7 @@ fn bounded(rule: &Rule, span: &Span, why: &str, length: Duration) -> Finding {
     Finding {
         verdict: if breach { Verdict::Breach } else { Verdict::Pass },
         words: format!(
-            "{} of the requests to version 2 {fault} {} {}, which is version 1's share and {}: {why}, so that the sequential test does not hold ({})",
+            "{} {} {} of the requests to version 2 {fault}, and the limit is version 1's share and {} more: {why}, so that the sequential test does not hold ({})",
             told.0,
             if breach { ">" } else { "<=" },
             told.1,
