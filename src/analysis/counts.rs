@@ -144,6 +144,15 @@ impl Status {
         matches!(self, Self::Code(500..=599) | Self::Class(5))
     }
 
+    /// Whether it is this one, written as a code or as a class: `499`, `5xx`.
+    #[must_use]
+    pub fn is_of(self, text: &str) -> bool {
+        match (self, Self::parse(text)) {
+            (Self::Code(code), Self::Class(class)) => code / 100 == u16::from(class),
+            (status, other) => status == other,
+        }
+    }
+
     /// Whether nginx says with it that the application did not answer, or too late.
     fn unanswered(self) -> bool {
         matches!(self, Self::Code(502 | 504))
