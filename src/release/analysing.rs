@@ -309,7 +309,7 @@ fn counted(check: &CheckStatus, rules: &Rules) -> String {
     match check.breaches {
         0 => told,
         some => format!(
-            "{told}, {some} of {} in a row that roll back (failureLimit)",
+            "{told}, {some} of {} windows in a row (failureLimit)",
             rules.failure_limit
         ),
     }

@@ -197,7 +197,13 @@ fn wait_for_verdict(
     }
     draft.look_again(AWAITED);
     draft.decision.tell_again = Some(analysing::tell_again(draft, &rollout));
-    hold(draft, rollout, doubt.reason, message)
+    if doubt.reason == AWAITING {
+        return hold(draft, rollout, doubt.reason, message);
+    }
+    // The verdict itself was told as an event.
+    draft.say(Phase::Holding, doubt.reason, message);
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
 }
 
 /// The step's time is over, and the schedule waits for something else than time.
