@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod namespace;
 pub mod operator;
 pub mod process;
+pub mod prometheus;
 pub mod release;
 pub mod scene;
 pub mod stats;
