@@ -10,6 +10,7 @@
 pub mod ab;
 pub mod app;
 pub mod cluster;
+pub mod controllers;
 pub mod exercise;
 pub mod load;
 pub mod metrics;
@@ -20,4 +21,5 @@ pub mod prometheus;
 pub mod release;
 pub mod scene;
 pub mod stats;
+pub mod trial;
 pub mod watch;

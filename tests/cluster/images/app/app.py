@@ -5,6 +5,9 @@ Environment: VERSION, POD_NAME, ERROR_RATE (0..1, share of answers that are
 unless told), STARTUP_SECONDS (wait before listening), ON_TERM (`exit` at once,
 or `drain`: serve 5 more seconds first), VERSION_ENDPOINT (`yes`, or `no`:
 /version is not found). A share is met exactly: of 0.01, every hundredth.
+
+A request's header X-Fault asks for one: `500`, `hang` (never answers), `close`
+(closes the connection instead), `close-once` (does so every other time).
 """
 
 import asyncio
@@ -61,6 +64,8 @@ BAD_REQUEST = answer("400 Bad Request", "bad request\n")
 class Connection(asyncio.Protocol):
     """HTTP/1.1 with keep-alive; a request's body is skipped."""
 
+    every_other = Share("1/2")
+
     def __init__(self) -> None:
         self.buffer = b""
         self.body_left = 0
@@ -108,12 +113,21 @@ class Connection(asyncio.Protocol):
         connection = headers.get(b"connection", b"")
         last = connection == b"close" or (words[2] == b"HTTP/1.0" and connection != b"keep-alive")
 
+        fault = headers.get(b"x-fault")
+        if fault == b"hang":
+            self.busy = True
+            return
+        if fault == b"close" or (fault == b"close-once" and not self.every_other.hits()):
+            self.closing = True
+            self.transport.close()
+            return
+
         path = words[1].partition(b"?")[0]
         delay = 0.0
         if path == b"/healthz":
             page = HEALTHY
         else:
-            if ERRORS.hits():
+            if fault == b"500" or ERRORS.hits():
                 page = FAILED
             elif path == b"/version":
                 page = VERSION_PAGE

@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod common;
+mod counted;
 mod deletion;
+mod judging;
 mod life_cycle;
 mod operator_killed;
 mod pinned;
