@@ -3,7 +3,6 @@
 
 mod bad_input;
 mod common;
-mod counted;
 mod deletion;
 mod judging;
 mod life_cycle;
