@@ -111,6 +111,7 @@ impl Rig {
             ingresses: BTreeSet::from(["web".to_owned()]),
             service: "web".to_owned(),
             canaries: BTreeSet::from(["shop-web-canary-80".to_owned()]),
+            latency: false,
         };
         let waker = woken.clone();
         let subscription: Subscription = scraper.subscribe(interest, move || waker.notify_one());
@@ -210,6 +211,7 @@ async fn thirty_megabytes_are_counted_and_endless_answers_are_cut_in_constant_me
     let side = |count| Side {
         requests: by(count),
         answered: by(count),
+        ..Side::default()
     };
     assert_eq!(
         (counts.exposed, &counts.stable, &counts.canary),

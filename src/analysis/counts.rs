@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
 };
 
 /// Which requests concern a release.
@@ -22,6 +23,8 @@ pub struct Interest {
     pub service: String,
     /// Values of the label `canary`: `<namespace>-<canary Service>-<port as written in the canary Ingress>`, one for each port.
     pub canaries: BTreeSet<String>,
+    /// Whether times are wanted too: a dozen series where there is one without.
+    pub latency: bool,
 }
 
 /// Where a request went.
@@ -77,6 +80,8 @@ pub struct SeriesLabels<'a> {
     pub canary: Option<Cow<'a, str>>,
     /// HTTP status, or its class.
     pub status: Cow<'a, str>,
+    /// Upper edge of a bucket, in seconds.
+    pub le: Cow<'a, str>,
 }
 
 /// What a series counts.
@@ -86,6 +91,32 @@ pub enum Family {
     Requests,
     /// `…_response_duration_seconds_count`: those that exactly one upstream answered.
     Answered,
+    /// `…_response_duration_seconds_bucket`: those of them that it answered within a time.
+    Within(Edge),
+}
+
+/// Upper edge of a histogram's bucket, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Edge(u64);
+
+impl Edge {
+    /// Of the label `le`, in seconds; none for `+Inf`, within which all are, and for what is no time.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Duration::try_from_secs_f64(text.parse().ok()?).ok().map(Self::from)
+    }
+
+    /// As a length of time.
+    #[must_use]
+    pub fn get(self) -> Duration {
+        Duration::from_micros(self.0)
+    }
+}
+
+impl From<Duration> for Edge {
+    fn from(length: Duration) -> Self {
+        Self(u64::try_from(length.as_micros()).unwrap_or(u64::MAX))
+    }
 }
 
 /// Of an answer.
@@ -111,6 +142,15 @@ impl Status {
     #[must_use]
     pub fn is_server_error(self) -> bool {
         matches!(self, Self::Code(500..=599) | Self::Class(5))
+    }
+
+    /// Whether it is this one, written as a code or as a class: `499`, `5xx`.
+    #[must_use]
+    pub fn is_of(self, text: &str) -> bool {
+        match (self, Self::parse(text)) {
+            (Self::Code(code), Self::Class(class)) => code / 100 == u16::from(class),
+            (status, other) => status == other,
+        }
     }
 
     /// Whether nginx says with it that the application did not answer, or too late.
@@ -207,6 +247,8 @@ pub struct Side {
     /// Those that exactly one upstream answered, by status: the application's own answers. The rest of
     /// [`Side::requests`] nginx answered itself (limits, redirects, authentication), or after a retry.
     pub answered: BTreeMap<Status, u64>,
+    /// How many of those it answered within each time, where that is asked for.
+    pub within: BTreeMap<Edge, u64>,
 }
 
 impl Side {
@@ -236,6 +278,22 @@ impl Side {
     pub fn of_nginx(&self) -> u64 {
         self.total().saturating_sub(self.judged().values().sum())
     }
+
+    /// What has come since `earlier`, which was counted on the way here.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        fn less<K: Ord + Copy>(now: &BTreeMap<K, u64>, before: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+            let before = |key| before.get(key).copied().unwrap_or(0);
+            now.iter()
+                .map(|(key, count)| (*key, count.saturating_sub(before(key))))
+                .collect()
+        }
+        Self {
+            requests: less(&self.requests, &earlier.requests),
+            answered: less(&self.answered, &earlier.answered),
+            within: less(&self.within, &earlier.within),
+        }
+    }
 }
 
 /// What a release's requests came to.
@@ -243,6 +301,9 @@ impl Side {
 pub struct Counts {
     /// Requests are counted from the first round that began then or later.
     pub since: Timestamp,
+    /// When the last round began: what was counted is of before its end, and misses nothing of before its beginning but
+    /// what the controllers themselves were late with.
+    pub began: Timestamp,
     /// When the last round ended.
     pub at: Timestamp,
     /// Whether every ready controller pod answered in the last round, and there is one.
@@ -283,6 +344,7 @@ impl Counter {
         Self {
             counts: Counts {
                 since,
+                began: since,
                 at: since,
                 complete: false,
                 missing: Vec::new(),
@@ -327,7 +389,7 @@ impl Counter {
             return;
         }
         self.counted = true;
-        self.counts.at = round.ended;
+        (self.counts.began, self.counts.at) = (round.began, round.ended);
         self.counts.missing = round.unlisted.iter().cloned().collect();
         self.counts.exposed = Exposed::default();
         self.counts.complete = round.unlisted.is_none() && !round.answers.is_empty();
@@ -370,9 +432,6 @@ impl Counter {
                 _ => 0,
             };
             let more = reading.value - before;
-            if more == 0 {
-                continue;
-            }
             let side = match reading.version {
                 Version::Stable => &mut self.counts.stable,
                 Version::Canary => &mut self.counts.canary,
@@ -383,11 +442,13 @@ impl Counter {
                     continue;
                 }
             };
-            let by_status = match reading.family {
-                Family::Requests => &mut side.requests,
-                Family::Answered => &mut side.answered,
+            let count = match reading.family {
+                // That there is such an edge is worth knowing before anything is within it.
+                Family::Within(edge) => side.within.entry(edge).or_default(),
+                _ if more == 0 => continue,
+                Family::Requests => side.requests.entry(reading.status).or_default(),
+                Family::Answered => side.answered.entry(reading.status).or_default(),
             };
-            let count = by_status.entry(reading.status).or_default();
             *count = count.saturating_add(more);
         }
     }
@@ -598,14 +659,16 @@ mod tests {
             counts.stable,
             Side {
                 requests: by(1, 2),
-                answered: by(3, 4)
+                answered: by(3, 4),
+                ..Side::default()
             }
         );
         assert_eq!(
             counts.canary,
             Side {
                 requests: by(5, 6),
-                answered: by(7, 8)
+                answered: by(7, 8),
+                ..Side::default()
             }
         );
         assert_eq!(counts.elsewhere, 9 + 10);
@@ -688,6 +751,7 @@ mod tests {
             ingresses: BTreeSet::from(["web".to_owned(), "web-admin".to_owned()]),
             service: "web".to_owned(),
             canaries: BTreeSet::from(["shop-web-canary-80".to_owned(), "shop-web-canary-http".to_owned()]),
+            latency: false,
         };
         for (namespace, ingress, service, canary, expected) in [
             ("shop", "web", "web", Some(""), Some(Version::Stable)),
@@ -729,6 +793,7 @@ mod tests {
                 service: service.into(),
                 canary: canary.map(Into::into),
                 status: "200".into(),
+                ..SeriesLabels::default()
             };
             assert_eq!(interest.version(&labels), expected, "{labels:?}");
         }
@@ -785,9 +850,33 @@ mod tests {
             let side = Side {
                 requests: by(&requests),
                 answered: by(&answered),
+                ..Side::default()
             };
             assert_eq!((side.judged(), side.of_nginx()), (by(&judged), of_nginx), "{case}");
         }
+    }
+
+    #[test]
+    fn an_edge_that_nothing_is_within_is_known_all_the_same() {
+        let edges = |fast, slow| {
+            let bucket = |series, le: &str, value| Reading {
+                family: Family::Within(Edge::parse(le).unwrap()),
+                ..reading(series, value)
+            };
+            said("a", -100, &[bucket(1, "0.005", fast), bucket(2, "0.25", slow)])
+        };
+        let mut counter = Counter::new(at(0));
+        counter.add(round(1, &[edges(7, 10)]));
+        let first = counter.counts().unwrap().canary.clone();
+        counter.add(round(2, &[edges(7, 14)]));
+        let within = |fast, slow| {
+            let edge = |millis| Edge::from(Duration::from_millis(millis));
+            BTreeMap::from([(edge(5), fast), (edge(250), slow)])
+        };
+        assert_eq!(first.within, within(0, 0));
+        let now = &counter.counts().unwrap().canary;
+        assert_eq!((&now.within, now.since(&first).within), (&within(0, 4), within(0, 4)));
+        assert_eq!([Edge::parse("+Inf"), Edge::parse("soon")], [None, None]);
     }
 
     /// What happens to one controller pod between two rounds.

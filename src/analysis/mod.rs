@@ -6,10 +6,16 @@
 pub mod controllers;
 pub mod counts;
 pub mod exposition;
+mod judge;
+mod latency;
 pub mod scraper;
+mod sequential;
 mod split;
 
 pub use controllers::{Controller, Controllers, Listing};
-pub use counts::{Counts, Exposed, Interest, Side, Status};
+pub use counts::{Counts, Edge, Exposed, Interest, Side, Status};
+pub use judge::{Answer, InForce, Judge, Judged, Look, Rule, Rules, Span};
+pub use latency::{Millis, Quantile};
 pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
+pub use sequential::{Batch, Tally};
 pub use split::{Verdict as SplitVerdict, judge as judge_split};

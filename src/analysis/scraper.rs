@@ -6,7 +6,7 @@
 use super::{
     controllers::{Controller, Controllers, Listing},
     counts::{
-        Answer, Counter, Counts, Exposed, Family, Interest, Reading, Round, Scrape, SeriesLabels, Status, series,
+        Answer, Counter, Counts, Edge, Exposed, Family, Interest, Reading, Round, Scrape, SeriesLabels, Status, series,
     },
     exposition::{Malformed, Parser, Sample},
 };
@@ -43,9 +43,12 @@ const MOST_SERIES: usize = 200_000;
 pub const SELECTOR: &str = "app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller";
 /// Where ingress-nginx serves its metrics unless told otherwise.
 pub const PORT: u16 = 10254;
-/// Without the prefix, in the order of [`FAMILIES`].
-const NAMES: [&str; 2] = ["requests", "response_duration_seconds_count"];
-const FAMILIES: [Family; 2] = [Family::Requests, Family::Answered];
+/// Without the prefix: requests, those that one upstream answered, and, where times are asked for, how fast.
+const NAMES: [&str; 3] = [
+    "requests",
+    "response_duration_seconds_count",
+    "response_duration_seconds_bucket",
+];
 
 /// Where the controllers are, and how they are asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -400,19 +403,27 @@ struct Subscribers {
     numbers: Vec<u64>,
     /// By namespace, so that a sample is compared with few: the number's place, and the interest.
     interests: BTreeMap<String, Vec<(usize, Arc<Interest>)>>,
+    /// Whether one of them asks for times.
+    latency: bool,
 }
 
 impl Subscribers {
     fn new(subscribers: impl Iterator<Item = (u64, Arc<Interest>)>) -> Self {
         let (mut numbers, mut interests) = (Vec::new(), BTreeMap::<_, Vec<_>>::new());
+        let mut latency = false;
         for (number, interest) in subscribers {
+            latency |= interest.latency;
             interests
                 .entry(interest.namespace.clone())
                 .or_default()
                 .push((numbers.len(), interest));
             numbers.push(number);
         }
-        Self { numbers, interests }
+        Self {
+            numbers,
+            interests,
+            latency,
+        }
     }
 }
 
@@ -428,10 +439,7 @@ struct Kept {
 
 impl Kept {
     fn keep(&mut self, subscribers: &Subscribers, sample: &Sample<'_>) {
-        let Some(family) = FAMILIES.get(sample.family).copied() else {
-            return;
-        };
-        if family == Family::Requests {
+        if sample.family == 0 {
             self.exposed = Exposed::Requests;
         }
         let mut labels = SeriesLabels::default();
@@ -442,13 +450,23 @@ impl Kept {
                 "service" => labels.service = value,
                 "canary" => labels.canary = Some(value),
                 "status" => labels.status = value,
+                "le" => labels.le = value,
                 _ => {}
             }
         }
         let Some(interests) = subscribers.interests.get(Cow::as_ref(&labels.namespace)) else {
             return;
         };
-        for (place, interest) in interests {
+        let family = match sample.family {
+            0 => Family::Requests,
+            1 => Family::Answered,
+            _ => match Edge::parse(&labels.le) {
+                Some(edge) => Family::Within(edge),
+                None => return,
+            },
+        };
+        let wanted = |interest: &Interest| interest.latency || !matches!(family, Family::Within(_));
+        for (place, interest) in interests.iter().filter(|(_, interest)| wanted(interest)) {
             let Some(version) = interest.version(&labels) else {
                 continue;
             };
@@ -487,7 +505,12 @@ async fn scrape(
     subscribers: &Subscribers,
 ) -> Result<Kept, ScrapeError> {
     let mut pieces = fetch.fetch(controller).await?;
-    let mut parser = Parser::new(&settings.prefix, &NAMES);
+    let wanted = if subscribers.latency {
+        NAMES.len()
+    } else {
+        NAMES.len() - 1
+    };
+    let mut parser = Parser::new(&settings.prefix, NAMES.get(..wanted).unwrap_or_default());
     let mut kept = Kept {
         readings: vec![Vec::new(); subscribers.numbers.len()],
         series: 0,

@@ -1,6 +1,9 @@
 //! The `CanaryRelease` resource, `canary-operator.dev/v1alpha1`: what users write and what they read back.
 
+mod analysis;
+mod checks;
 mod duration;
+mod evidence;
 mod spec;
 mod status;
 #[cfg(test)]
@@ -9,7 +12,13 @@ mod traffic;
 mod weight;
 mod windows;
 
+pub use analysis::{
+    Analysis, Check, CheckKind, ErrorAction, ErrorDeadline, ErrorRegression, Failures, Latency, LatencyRegression,
+    NoData, Query, Source, StepAnalysis, SuccessRate,
+};
+pub use checks::{CheckStatus, Verdict};
 pub use duration::{Duration, DurationError};
+pub use evidence::Evidence;
 pub use spec::{
     Canary, CanaryRelease, CanaryReleaseSpec, Promotion, PromotionMode, Ramp, Rollback, ShiftTraffic, Step, Target,
 };

@@ -1,4 +1,4 @@
-use super::{CanaryReleaseStatus, Duration, Freeze, Rollout, Stage, Traffic, Weight, Window};
+use super::{Analysis, CanaryReleaseStatus, Duration, Freeze, Rollout, Stage, StepAnalysis, Traffic, Weight, Window};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ use serde_json::Value;
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Next advance", type_ = "string", json_path = ".status.nextAdvanceAt", priority = 1),
+    printcolumn(name = "Verdicts", type_ = "string", json_path = ".status.verdicts", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name may have at most 63 characters: it becomes a label value")
 )]
 #[cfg_attr(test, kube(cel))]
@@ -51,6 +52,9 @@ pub struct CanaryReleaseSpec {
     /// The schedule as evenly spaced steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// How version 2 is judged. When omitted, its failures are compared with version 1's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<Analysis>,
     /// When the release may go on: in any of these. At any time when omitted. Rolling back never waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 20))]
@@ -162,6 +166,9 @@ pub struct Step {
     /// Whether somebody has to approve before the release goes on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approval: bool,
+    /// Other settings of `spec.analysis` while this step lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<StepAnalysis>,
 }
 
 /// How version 2 takes version 1's place.

@@ -3,7 +3,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, Weight};
+use super::{CheckStatus, Duration, Weight};
 
 /// What the operator saw and did. Written only by the operator.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -42,6 +42,14 @@ pub struct CanaryReleaseStatus {
     /// Where the release stands; what the operator needs to go on after a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// Where the checks of the running (or last) release stand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub checks: Vec<CheckStatus>,
+    /// The last verdicts, such as `errors Pass, p99 Breach`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<String>,
     /// The command that was carried out (or refused) and whose annotation is about to be removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
@@ -95,6 +103,11 @@ pub struct CanaryPods {
     /// The last line of the failed container's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for it.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Where the running (or last) release stands.
@@ -182,6 +195,13 @@ pub struct Rollout {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), inner(length(max = 500)))]
     pub warnings: Vec<String>,
+    /// What the plan can find and what it cannot, told before, from the traffic that version 1 has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 500))]
+    pub power: Option<String>,
+    /// Requests that nginx answered by itself: they count for neither version.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub of_nginx: u64,
     /// The weights reached so far, and when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
@@ -316,6 +336,8 @@ pub mod conditions {
     pub const WEIGHT_LIVE: &str = "WeightLive";
     /// The requests that the controllers counted divide as the weight says.
     pub const TRAFFIC_SPLIT_VERIFIED: &str = "TrafficSplitVerified";
+    /// What the last windows say of the checks: within the bounds (True), outside (False), or nothing (Unknown).
+    pub const ANALYSED: &str = "Analysed";
     /// A person is waited for: for an approval, or for `spec.paused` to be false.
     pub const PAUSED: &str = "Paused";
     /// Version 2 has taken version 1's place.

@@ -1,6 +1,6 @@
 //! Drives releases: observe, decide, apply, status. No decision is made here.
 
-mod counting;
+mod judging;
 mod memory;
 mod report;
 mod round;
@@ -14,8 +14,8 @@ use crate::{
     routing::Routing,
     telemetry::Metrics,
 };
-use counting::Counting;
 use futures::{FutureExt, StreamExt, channel::mpsc};
+use judging::Judging;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -62,7 +62,7 @@ pub struct Settings {
 pub(crate) struct Context {
     settings: Settings,
     views: Views,
-    counting: Counting,
+    judging: Judging,
     memory: Memory,
     releases: Store<Guarded>,
 }
@@ -96,7 +96,7 @@ pub async fn run(
     let releases = controller.store();
     let ready = settings.metrics.ready.clone();
     let context = Arc::new(Context {
-        counting: Counting::new(settings.scraper.clone(), wake.clone()),
+        judging: Judging::new(settings.scraper.clone(), wake.clone()),
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),
@@ -129,7 +129,7 @@ pub async fn run(
                 sweeper.releases.get(&release).is_some()
             };
             sweeper.views.forget_missing(exists);
-            sweeper.counting.forget_missing(exists);
+            sweeper.judging.forget_missing(exists);
         }
     };
     tokio::select! {
@@ -167,7 +167,7 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
             let release = context.memory.newest(&namespace, release);
             if let Some(again) = at_rest(&release, context.settings.clock.now()) {
                 context.views.leave(&namespace, &release.name_any());
-                context.counting.stop(&namespace, &release.name_any());
+                context.judging.stop(&namespace, &release.name_any());
                 return Ok(Action::requeue(again));
             }
             round::round(release, context).await

@@ -38,9 +38,13 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     let settings = &context.settings;
     let others = others(context, &release);
-    let counted = context
-        .counting
-        .look(&release, &view, settings.settle, settings.clock.now());
+    let judged = context.judging.look(
+        &release,
+        &view,
+        settings.routing.as_ref(),
+        settings.settle,
+        settings.clock.now(),
+    );
     let mut seen = observe(
         &settings.client,
         release.clone(),
@@ -49,13 +53,13 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         others,
     )
     .await?;
-    seen.counted = counted;
+    seen.judged = judged;
     let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;
     }
-    if differs(latest.status.as_ref(), &decision.status) {
+    if differs(latest.status.as_ref(), &decision) {
         latest = write_status(context, &latest, &decision).await?;
     }
     if decision.release_finalizer && latest.finalizers().iter().any(|f| f == FINALIZER) {
@@ -81,7 +85,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
-        context.counting.stop(&namespace, &name);
+        context.judging.stop(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
 }
@@ -130,8 +134,9 @@ fn remember(context: &Context, namespace: &str, written: CanaryRelease) -> Arc<C
     written
 }
 
-/// Whether a status is worth a write. The count of pods alone is not: it is told with the next change.
-fn differs(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool {
+/// Whether a status is worth a write. The count of pods alone is not, nor are other numbers for the same verdicts before
+/// their time: they are told with the next change.
+fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
     let still = |status: &CanaryReleaseStatus| {
         let mut status = status.clone();
         let failed = status
@@ -139,10 +144,29 @@ fn differs(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool
             .take()
             .map(|pods| (pods.reason, pods.log))
             .unwrap_or_default();
+        let checks = std::mem::take(&mut status.checks).into_iter();
+        let verdicts: Vec<_> = checks
+            .map(|c| (c.name, c.asked, c.verdict, c.step, c.breaches))
+            .collect();
+        if let Some(rollout) = &mut status.rollout {
+            rollout.of_nginx = 0;
+        }
         // Compared as stored: JSON has times to the second or the microsecond.
-        (serde_json::to_value(status).unwrap_or_default(), failed)
+        (serde_json::to_value(status).unwrap_or_default(), failed, verdicts)
     };
-    old.is_none_or(|old| still(old) != still(new))
+    let told = |status: &CanaryReleaseStatus| {
+        status
+            .checks
+            .iter()
+            .filter_map(|check| Some(check.at.as_ref()?.0))
+            .max()
+    };
+    let Some(old) = old else { return true };
+    let stale = match (told(old), told(&decision.status)) {
+        (Some(old), Some(new)) => new.duration_since(old).unsigned_abs() >= decision.tell_again,
+        (old, new) => old != new,
+    };
+    stale || still(old) != still(&decision.status)
 }
 
 /// Replaces the status of exactly the version that was decided on.

@@ -15,7 +15,7 @@ pub(crate) use views::older;
 pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
-use crate::api::CanaryRelease;
+use crate::{analysis::Judged, api::CanaryRelease};
 use k8s_openapi::api::{core::v1::Service, networking::v1::Ingress};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
@@ -48,17 +48,6 @@ pub struct Observed {
     pub busy: BTreeMap<String, String>,
     /// What else the API server was asked, where a release is about to start.
     pub survey: Option<Survey>,
-    /// Requests counted at the controllers; nothing where not every one of them answered.
-    pub counted: Option<Counted>,
-}
-
-/// Requests of a release's routes that the controllers counted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Counted {
-    /// Since when.
-    pub since: jiff::Timestamp,
-    /// Those that version 1's side got, answers by nginx itself included.
-    pub stable: u64,
-    /// Those that version 2's side got.
-    pub canary: u64,
+    /// What the requests say that were counted.
+    pub judged: Judged,
 }

@@ -2,6 +2,7 @@
 
 use super::{Observed, Workload, endpoints, failure, last_line, survey::survey, views::View};
 use crate::{
+    analysis::Judged,
     api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Rollout, Stage},
     cluster::{CallError, bounded},
     release::{intent, questions},
@@ -62,7 +63,7 @@ pub async fn observe(
         ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
         failure: None,
         merged: None,
-        counted: None,
+        judged: Judged::default(),
         rivals: others.rivals,
         busy: others.busy,
         survey: None,

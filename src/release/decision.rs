@@ -19,6 +19,8 @@ pub struct Decision {
     pub notes: Vec<Note>,
     /// When to look again if nothing happens before.
     pub again: Duration,
+    /// How old the told numbers of a check may get while its verdict is the same.
+    pub tell_again: Duration,
     /// Whether the release needs its namespace watched.
     pub watching: bool,
 }

@@ -1,6 +1,6 @@
 //! A decision in the making.
 
-use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, proof, schedule};
+use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, analysing, proof, schedule};
 use crate::{
     api::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
@@ -65,6 +65,7 @@ pub(super) struct Parts {
     pub release_finalizer: bool,
     pub answered: bool,
     pub again: Option<Duration>,
+    pub tell_again: Option<Duration>,
     pub at_rest: bool,
 }
 
@@ -459,6 +460,7 @@ impl<'a> Draft<'a> {
             answered: parts.answered,
             notes: parts.notes,
             again: parts.again.map_or(IDLE, |again| again.min(IDLE)),
+            tell_again: parts.tell_again.unwrap_or(IDLE),
             watching: !parts.at_rest,
         }
     }
@@ -577,6 +579,8 @@ impl<'a> Draft<'a> {
                 self.tell(types::WEIGHT_LIVE, live, why, told);
                 let (verified, why, told) = split_verified(rollout);
                 self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
+                let (analysed, why, told) = analysing::analysed(&self.status.checks);
+                self.tell(types::ANALYSED, analysed.map_or(Truth::Unknown, Truth::from), why, told);
             }
             let why = self.seen.failure.as_ref().map_or(
                 if available {

@@ -1,5 +1,6 @@
 //! The life of a release: preflight and the state machine. Pure: no clock, no I/O, no panic.
 
+mod analysing;
 mod command;
 mod decide;
 mod decision;
@@ -18,11 +19,11 @@ mod tests;
 mod waiting;
 mod windows;
 
+pub use analysing::{ToJudge, to_judge};
 pub use command::{Command, CommandError, Verb, commanded};
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions};
-pub use proof::{counts_from, is_counted};
 pub use schedule::{Schedule, schedule};
 pub use windows::{Gate, check_windows, gate};

@@ -84,6 +84,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
             .any(|a| a.deployment == stable.name),
         unshifted: None,
         promoted_revision: None,
+        power: None,
+        of_nginx: 0,
         kept_until: None,
         deployment: stable.name.clone(),
         stable_revision: stable.revision(),
@@ -151,6 +153,8 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         draft.decision.writes.clear();
         return stalled(draft, &[finding]);
     }
+    draft.status.checks.clear();
+    draft.status.verdicts = None;
     let images = draft.images();
     let peak = draft.peak(&rollout, &schedule);
     draft.note(

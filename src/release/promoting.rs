@@ -5,6 +5,7 @@
 
 use super::{
     Finding, Kind, Level, Op,
+    analysing::found_harmful,
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold_until_deadline, resume, tampered, unready},
@@ -38,6 +39,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return Flow::Again;
     }
     if let Some(flow) = ending::found_wanting(draft, &rollout) {
+        return flow;
+    }
+    if let Some(flow) = found_harmful(draft, &mut rollout) {
         return flow;
     }
     let schedule = schedule::schedule(&draft.seen.release.spec).ok();

@@ -1,13 +1,14 @@
 //! Whether the weight in force is live: every controller had the settle time to learn of it, and the requests counted
 //! since do not say otherwise.
 
-use super::draft::{Draft, clock};
+use super::{
+    analysing::pins_clients,
+    draft::{Draft, clock},
+};
 use crate::{
     analysis::{SplitVerdict, judge_split},
-    api::{CanaryRelease, Rollout, Stage, Weight},
+    api::{Rollout, Weight},
 };
-use jiff::Timestamp;
-use std::time::Duration;
 
 /// Why a release is held whose requests do not divide as they should.
 pub(super) const SPLIT: &str = "TrafficSplitDiffers";
@@ -49,52 +50,24 @@ pub(super) fn prove(draft: &Draft<'_>, rollout: &mut Rollout, weight: Weight) {
 
 /// `37 of 412 requests since 10:00:06Z`.
 fn tally(draft: &Draft<'_>) -> Option<String> {
-    let counted = draft.seen.counted.as_ref()?;
-    let total = counted.stable.saturating_add(counted.canary);
-    let since = clock(counted.since, draft.now);
-    Some(format!("{} of {total} requests since {since}", counted.canary))
+    let live = draft.seen.judged.live.as_ref()?;
+    let (stable, canary) = (live.stable.total(), live.canary.total());
+    let since = clock(live.since, draft.now);
+    Some(format!(
+        "{canary} of {} requests since {since}",
+        stable.saturating_add(canary)
+    ))
 }
 
 /// What was counted says, where it was counted since the weight is live and chance decides about each request.
 fn verdict(draft: &Draft<'_>, rollout: &Rollout, weight: Weight) -> Option<SplitVerdict> {
-    let counted = draft.seen.counted.as_ref()?;
+    let span = draft.seen.judged.live.as_ref()?;
     let live = rollout.weight_since.as_ref()?.0.checked_add(draft.settle).ok()?;
-    let of_this_weight = counted.since >= live || rollout.split_differs.is_some();
-    let stable = draft.seen.ingresses.iter();
-    let mut stable = stable.filter(|i| {
-        rollout
-            .ingresses
-            .contains(i.metadata.name.as_ref().unwrap_or(&String::new()))
-    });
-    if !of_this_weight || stable.any(|ingress| draft.routing.pins_clients(ingress)) {
+    let of_this_weight = span.since >= live || rollout.split_differs.is_some();
+    if !of_this_weight || pins_clients(rollout, &draft.seen.ingresses, draft.routing) {
         return None;
     }
-    let testers = draft
-        .seen
-        .release
-        .spec
-        .traffic
-        .as_ref()
-        .is_some_and(|t| t.has_testers());
-    Some(judge_split(weight, counted.stable, counted.canary, testers))
-}
-
-/// How many settle times a counting lasts that denies the weight, before another one may say that it is mended.
-const FRESH: u32 = 5;
-
-/// From when on requests are to be counted that are counted from `counting` on: from when the weight is live, and anew
-/// where they have denied it for a while. Nothing where that is so already.
-#[must_use]
-pub fn counts_from(rollout: &Rollout, settle: Duration, counting: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let live = rollout.weight_since.as_ref()?.0.checked_add(settle).ok()?;
-    let denies = rollout.split_differs.is_some() && counting.checked_add(settle * FRESH).is_ok_and(|over| over <= now);
-    (counting < live).then_some(live).or(denies.then_some(now))
-}
-
-/// Whether the requests of a release are worth counting.
-#[must_use]
-pub fn is_counted(release: &CanaryRelease) -> bool {
-    release
-        .rollout()
-        .is_some_and(|rollout| matches!(rollout.stage, Stage::Stepping | Stage::Promoting))
+    let traffic = draft.seen.release.spec.traffic.as_ref();
+    let testers = traffic.is_some_and(|traffic| traffic.has_testers());
+    Some(judge_split(weight, span.stable.total(), span.canary.total(), testers))
 }

@@ -79,6 +79,7 @@ fn walk(ramp: &Ramp) -> Result<Vec<Step>, String> {
             weight,
             hold: Some(ramp.every),
             approval: false,
+            analysis: None,
         })
         .collect())
 }

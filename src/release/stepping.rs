@@ -1,7 +1,8 @@
 //! Traffic moves along the steps.
 
 use super::{
-    Level, Schedule,
+    Finding, Level, Schedule,
+    analysing::{self, AWAITING, doubt, found_harmful, may_end_early, trouble},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold, hold_until_deadline, resume, tampered, unready},
@@ -13,8 +14,12 @@ use crate::{
     api::{Phase, Rollout, Stage, Weight},
     routing::Split,
 };
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use std::time::Duration;
+
+/// How long counts may take for a window that ends with its step.
+const AWAITED: Duration = Duration::from_secs(5);
 
 /// What is told again within this time is not told now.
 const SOON: Duration = Duration::from_secs(30);
@@ -22,6 +27,9 @@ const SOON: Duration = Duration::from_secs(30);
 /// One round of a release whose canary Ingresses exist or are due.
 pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = ending::found_wanting(draft, &rollout) {
+        return flow;
+    }
+    if let Some(flow) = found_harmful(draft, &mut rollout) {
         return flow;
     }
     let schedule = match schedule::schedule(&draft.seen.release.spec) {
@@ -67,8 +75,12 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     rollout.exposed |= weight > Weight::ZERO || testers.is_some_and(|t| t.has_testers());
     draft.status.step = Some(format!("{}/{}", rollout.step, schedule.len()));
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let hold = schedule.step(rollout.step).and_then(|step| step.hold);
-    let left = draft.until(written, draft.settle + hold.unwrap_or_default().get());
+    let hold = schedule
+        .step(rollout.step)
+        .and_then(|step| step.hold)
+        .unwrap_or_default();
+    let over = written.checked_add(draft.settle + hold.get()).unwrap_or(Timestamp::MAX);
+    let left = draft.until(over, Duration::ZERO);
     // An Ingress is written once in a round: what follows needs the version that this leaves.
     if wrote && rollout.skip_steps {
         draft.say(
@@ -80,8 +92,12 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     }
-    if !left.is_zero() && !rollout.skip_steps {
-        return stay(draft, rollout, &schedule, left);
+    let early = !left.is_zero() && may_end_early(draft, &rollout);
+    if !left.is_zero() && !rollout.skip_steps && !early {
+        return stay(draft, rollout, &schedule, over);
+    }
+    if let Some(doubt) = doubt(draft, &rollout) {
+        return wait_for_verdict(draft, rollout, &schedule, over, doubt);
     }
     if let Some(barrier) = barrier(draft, &rollout, &schedule, draft.now) {
         return wait_at(draft, rollout, weight, barrier);
@@ -104,11 +120,14 @@ fn steered(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule, we
     }
 }
 
-/// The step's time is not over.
-fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: Duration) -> Flow {
-    let over = draft.now + left;
+/// The step's time is not over, or only just.
+fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, over: Timestamp) -> Flow {
+    let left = draft.until(over, Duration::ZERO);
+    draft.decision.tell_again = Some(analysing::tell_again(draft, &rollout));
     let who = share(draft, schedule.weight(rollout.step));
-    draft.look_again(left);
+    if !left.is_zero() {
+        draft.look_again(left);
+    }
     // That the weight is live is worth a look and a write of its own, unless something else is to be told soon.
     let since = rollout.weight_since.as_ref();
     let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
@@ -141,9 +160,44 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, left: 
         }
     };
     draft.status.next_advance_at = at.map(Time);
-    draft.say(phase, reason, format!("{who}; {then}"));
+    let trouble = trouble(draft, &rollout)
+        .map(|told| format!("; {told}"))
+        .unwrap_or_default();
+    draft.say(phase, reason, format!("{who}; {then}{trouble}"));
     draft.status.rollout = Some(rollout);
     Flow::Wait
+}
+
+/// The step's time is over, and a check has not passed. The last window ends with the step, and its counts come a moment
+/// later: that is not worth a word.
+fn wait_for_verdict(
+    draft: &mut Draft<'_>,
+    rollout: Rollout,
+    schedule: &Schedule,
+    over: Timestamp,
+    doubt: analysing::Doubt,
+) -> Flow {
+    let awaited = draft.until(over, AWAITED);
+    if doubt.reason == AWAITING && !awaited.is_zero() {
+        draft.look_again(awaited);
+        return stay(draft, rollout, schedule, over);
+    }
+    let weight = schedule.weight(rollout.step);
+    let message = format!(
+        "{}; {} waits: {}",
+        share(draft, weight),
+        next(&rollout, schedule),
+        doubt.why
+    );
+    if doubt.overdue {
+        let finding = Finding::new(doubt.reason, message);
+        draft.stall(&[finding]);
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
+    draft.look_again(AWAITED);
+    draft.decision.tell_again = Some(analysing::tell_again(draft, &rollout));
+    hold(draft, rollout, doubt.reason, message)
 }
 
 /// The step's time is over, and the schedule waits for something else than time.

@@ -103,6 +103,7 @@ fn interest() -> Interest {
         ingresses: BTreeSet::from(["web".to_owned()]),
         service: "web".to_owned(),
         canaries: BTreeSet::from([Interest::canary("shop", "web-canary", 80)]),
+        latency: false,
     }
 }
 

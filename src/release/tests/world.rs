@@ -1,9 +1,10 @@
 //! One app, `shop`, its release to `shop:v2`, and what rounds make of them.
 
-use super::super::{Decision, Kind, Op, decide};
+use super::super::{Decision, Kind, Op, decide, to_judge};
 use crate::{
-    api::{ANNOTATION_COMMAND, CanaryRelease, FINALIZER, Phase, Rollout, Weight},
-    observe::{Class, Counted, Failure, Observed, Survey, Workload},
+    analysis::{Judged, Side, Span, Status},
+    api::{ANNOTATION_COMMAND, CanaryRelease, CheckStatus, FINALIZER, Phase, Rollout, Verdict, Weight},
+    observe::{Class, Failure, Observed, Survey, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
     routing::{IngressNginx, Routing, Split},
@@ -32,7 +33,9 @@ pub struct World {
     pub rivals: Vec<String>,
     pub busy: BTreeMap<String, String>,
     pub survey: Option<Survey>,
-    pub counted: Option<Counted>,
+    pub judged: Judged,
+    /// Changes what every check says that the spec asks for: that it has just passed.
+    pub verdict: Option<fn(&mut CheckStatus)>,
     pub now: Timestamp,
     pub story: String,
     versions: u64,
@@ -53,7 +56,8 @@ pub fn world() -> World {
         merge_unasked: false,
         rivals: Vec::new(),
         busy: BTreeMap::new(),
-        counted: None,
+        judged: Judged::default(),
+        verdict: Some(|_| ()),
         survey: Some(Survey {
             classes: BTreeMap::from([("nginx".to_owned(), Class::Of("k8s.io/ingress-nginx".to_owned()))]),
             ..Default::default()
@@ -250,9 +254,72 @@ impl World {
 
     /// The controllers counted these requests in the last seconds.
     pub fn counted(mut self, seconds: u64, stable: u64, canary: u64) -> Self {
-        let since = self.now - Duration::from_secs(seconds);
-        self.counted = Some(Counted { since, stable, canary });
+        let side = |requests| Side {
+            requests: BTreeMap::from([(Status::Code(200), requests)]),
+            answered: BTreeMap::from([(Status::Code(200), requests)]),
+            ..Side::default()
+        };
+        self.judged.live = Some(Span {
+            since: self.now - Duration::from_secs(seconds),
+            until: self.now,
+            stable: side(stable),
+            canary: side(canary),
+        });
         self
+    }
+
+    /// What every check says from now on.
+    pub fn checks(mut self, verdict: fn(&mut CheckStatus)) -> Self {
+        self.verdict = Some(verdict);
+        self
+    }
+
+    /// Nothing has been judged, and nothing is.
+    pub fn unjudged(mut self) -> Self {
+        self.verdict = None;
+        self
+    }
+
+    /// What the judge says now.
+    fn judgement(&self) -> Judged {
+        let seen: Vec<_> = self
+            .of(Kind::Ingress)
+            .map(|o| Arc::new(serde_json::from_value(o).unwrap()))
+            .collect();
+        let asked = to_judge(&self.release, &seen, &IngressNginx::default(), SETTLE);
+        let (Some(change), Some(asked)) = (self.verdict, asked) else {
+            return self.judged.clone();
+        };
+        let step = asked.in_force.map(|in_force| in_force.step);
+        let check = |rule: &crate::analysis::Rule| {
+            let mut check = CheckStatus {
+                name: rule.check.name.clone(),
+                asked: rule.asked.clone(),
+                verdict: step.map(|_| Verdict::Pass),
+                step: step.unwrap_or_default(),
+                message: step.map(|_| format!("{} is well", rule.check.name)),
+                value: None,
+                limit: None,
+                requests: None,
+                at: step.map(|_| Time(self.now)),
+                breaches: 0,
+                error_since: None,
+                evidence: Vec::new(),
+            };
+            if step.is_some() {
+                change(&mut check);
+            }
+            check
+        };
+        Judged {
+            checks: asked.rules.checks.iter().map(check).collect(),
+            ..self.judged.clone()
+        }
+    }
+
+    fn of(&self, wanted: Kind) -> impl Iterator<Item = Value> + '_ {
+        let all = self.objects.iter().filter(move |((kind, _), _)| *kind == wanted);
+        all.map(|(_, object)| object.clone())
     }
 
     pub fn ago(&self, seconds: u64) -> MicroTime {
@@ -269,10 +336,7 @@ impl World {
 
 impl World {
     pub fn seen(&self) -> Observed {
-        let of = |wanted: Kind| {
-            let all = self.objects.iter().filter(move |((kind, _), _)| *kind == wanted);
-            all.map(|(_, object)| object.clone())
-        };
+        let of = |wanted: Kind| self.of(wanted);
         let workload = |object: Value| Workload::read(&serde_json::from_value(object).unwrap()).unwrap();
         let stable = self
             .objects
@@ -303,7 +367,7 @@ impl World {
             rivals: self.rivals.clone(),
             busy: self.busy.clone(),
             survey: self.survey.clone(),
-            counted: self.counted,
+            judged: self.judgement(),
         }
     }
 
