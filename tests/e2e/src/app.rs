@@ -139,7 +139,10 @@ impl App {
     #[must_use]
     pub fn version_three(&self, env: &[(&str, &str)]) -> Value {
         let container = &self.deployment["spec"]["template"]["spec"]["containers"][0]["name"];
-        let env: Vec<_> = env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let env: Vec<_> = env
+            .iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect();
         json!({"image": image("v3"), "template": {"spec": {"containers": [{"name": container, "env": env}]}}})
     }
 

@@ -49,7 +49,11 @@ fn until_replaced(cluster: &Cluster, old: &[Pod]) -> Result<()> {
     until("other ingress controllers are ready", TO_COME_BACK, || {
         let now = pods(cluster)?;
         let other = |pod: &Pod| pod.ready && old.iter().all(|old| old.container != pod.container);
-        Ok(if !now.is_empty() && now.iter().all(other) { Ok(()) } else { Err(format!("{now:?}")) })
+        Ok(if !now.is_empty() && now.iter().all(other) {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        })
     })
 }
 
@@ -58,13 +62,18 @@ fn until_replaced(cluster: &Cluster, old: &[Pod]) -> Result<()> {
 pub fn counted(cluster: &Cluster, namespace: &str, canary: &str) -> Result<BTreeMap<(String, String), u64>> {
     let mut counted = BTreeMap::new();
     for pod in pods(cluster)? {
-        let path = format!("--raw=/api/v1/namespaces/{NAMESPACE}/pods/{}:{PORT}/proxy/metrics", pod.name);
+        let path = format!(
+            "--raw=/api/v1/namespaces/{NAMESPACE}/pods/{}:{PORT}/proxy/metrics",
+            pod.name
+        );
         for Sample { name, labels, value } in parse(&cluster.ask(&["get", &path])?)? {
             let label = |name: &str| labels.get(name).map_or("", String::as_str);
             if let Some(family) = name.strip_prefix(PREFIX)
                 && (label("namespace"), label("canary")) == (namespace, canary)
             {
-                *counted.entry((family.to_owned(), label("status").to_owned())).or_default() += value as u64;
+                *counted
+                    .entry((family.to_owned(), label("status").to_owned()))
+                    .or_default() += value as u64;
             }
         }
     }
@@ -107,7 +116,10 @@ pub fn cut_off_metrics(cluster: &'static Cluster) -> Result<Option<Unreachable>>
 }
 
 fn rule(cluster: &Cluster, what: &str) -> Option<Command> {
-    cluster.on_node("iptables", &["--wait", what, "FORWARD", "--protocol=tcp", "--dport", PORT, "--jump=DROP"])
+    cluster.on_node(
+        "iptables",
+        &["--wait", what, "FORWARD", "-p", "tcp", "--dport", PORT, "-j", "DROP"],
+    )
 }
 
 impl Drop for Unreachable {

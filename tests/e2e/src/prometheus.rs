@@ -95,7 +95,9 @@ impl Prometheus {
         );
         let answer = self.namespace.cluster().ask(&["get", "--raw", &path])?;
         let answer: Value = serde_json::from_str(&answer).context("Prometheus answered no JSON")?;
-        let result = answer["data"]["result"].as_array().context("Prometheus gave no vector")?;
+        let result = answer["data"]["result"]
+            .as_array()
+            .context("Prometheus gave no vector")?;
         let value = |sample: &Value| sample["value"][1].as_str()?.parse().ok();
         let values: Option<Vec<f64>> = result.iter().map(value).collect();
         values.with_context(|| format!("Prometheus answered {answer}"))

@@ -43,12 +43,7 @@ pub struct Trial<'a> {
 }
 
 /// Plays a release of version 3 without traffic: version 1 has the first environment, version 3 the second on top.
-pub fn quiet(
-    name: &str,
-    (v1, v2): (&Env, &Env),
-    spec: Value,
-    story: impl FnOnce(&Trial<'_>) -> Result<()>,
-) -> Outcome {
+pub fn quiet(name: &str, (v1, v2): (&Env, &Env), spec: Value, story: impl FnOnce(&Trial<'_>) -> Result<()>) -> Outcome {
     play(name, |scene| {
         let host = scene.host();
         let app = App::new("shop", &host);
@@ -112,15 +107,19 @@ impl Trial<'_> {
 
     /// Waits until the release is held for this reason.
     pub fn held(&self, reason: &str) -> Result<Moment> {
-        self.release.until(&format!("it is held for {reason}"), TO_END, |moment| {
-            moment.status.phase == "Holding" && moment.status.waits_for(reason)
-        })
+        self.release
+            .until(&format!("it is held for {reason}"), TO_END, |moment| {
+                moment.status.phase == "Holding" && moment.status.waits_for(reason)
+            })
     }
 
     /// An error where the canary Ingress carried another weight than 0 and this one so far.
     pub fn never_beyond(&self, weight: &str) -> Result<()> {
         let all = weights(&self.ingresses)?;
-        let others: Vec<_> = all.iter().filter(|seen| !["0", weight, "-"].contains(&&***seen)).collect();
+        let others: Vec<_> = all
+            .iter()
+            .filter(|seen| !["0", weight, "-"].contains(&&***seen))
+            .collect();
         ensure!(
             others.is_empty() && all.iter().any(|seen| seen == weight),
             "the canary Ingress carried {all:?} instead of {weight} alone"

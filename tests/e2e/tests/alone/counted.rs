@@ -26,13 +26,38 @@ const CLOSES: &str = "X-Fault: close";
 const KINDS: &[Kind] = &[
     ("answered", &[], "200", true),
     ("answered with an error", &["--header", "X-Fault: 500"], "500", true),
-    ("given up by the client", &["--header", HANGS, "--max-time", "0.3"], "499", true),
-    ("given up by the client at the second try", &["--header", HANGS, "--max-time", "1.3"], "499", false),
-    ("not answered in time, in three tries", &["--header", HANGS], "504", false),
-    ("not answered in time, in one try", &["--header", HANGS, "--data", "a"], "504", true),
+    (
+        "given up by the client",
+        &["--header", HANGS, "--max-time", "0.3"],
+        "499",
+        true,
+    ),
+    (
+        "given up by the client at the second try",
+        &["--header", HANGS, "--max-time", "1.3"],
+        "499",
+        false,
+    ),
+    (
+        "not answered in time, in three tries",
+        &["--header", HANGS],
+        "504",
+        false,
+    ),
+    (
+        "not answered in time, in one try",
+        &["--header", HANGS, "--data", "a"],
+        "504",
+        true,
+    ),
     ("cut off, in three tries", &["--header", CLOSES], "502", false),
     ("cut off, in one try", &["--header", CLOSES, "--data", "a"], "502", true),
-    ("answered at the second try", &["--header", "X-Fault: close-once"], "200", false),
+    (
+        "answered at the second try",
+        &["--header", "X-Fault: close-once"],
+        "200",
+        false,
+    ),
     ("turned away by nginx", &[], "403", false),
 ];
 
@@ -55,7 +80,11 @@ fn the_controllers_count_each_kind_of_answer_as_verdicts_take_them() -> Outcome 
         // The request that found it there is counted up to a second later, and must not be taken for one of those below.
         until("the first request is counted", Duration::from_secs(10), || {
             let counted = counted(scene.cluster, scene.namespace.name(), &label(scene))?;
-            Ok(if counted.is_empty() { Err("nothing is counted".to_owned()) } else { Ok(()) })
+            Ok(if counted.is_empty() {
+                Err("nothing is counted".to_owned())
+            } else {
+                Ok(())
+            })
         })?;
 
         let mut faults = Vec::new();
@@ -77,7 +106,12 @@ fn label(scene: &Scene) -> String {
 fn is_counted(scene: &Scene, (_, args, status, answered): &Kind) -> Result<()> {
     let count = |family: &str| {
         let counted = counted(scene.cluster, scene.namespace.name(), &label(scene))?;
-        anyhow::Ok(counted.get(&(family.to_owned(), (*status).to_owned())).copied().unwrap_or_default())
+        anyhow::Ok(
+            counted
+                .get(&(family.to_owned(), (*status).to_owned()))
+                .copied()
+                .unwrap_or_default(),
+        )
     };
     let path = if *status == "403" { "/shut" } else { "/" };
     let request = Request::to(&scene.host()).path(path);
@@ -92,9 +126,19 @@ fn is_counted(scene: &Scene, (_, args, status, answered): &Kind) -> Result<()> {
     }
     until("the requests are counted", Duration::from_secs(10), || {
         let more = count("requests")? - requests;
-        Ok(if more >= EACH { Ok(()) } else { Err(format!("{more} more with the status {status}")) })
+        Ok(if more >= EACH {
+            Ok(())
+        } else {
+            Err(format!("{more} more with the status {status}"))
+        })
     })?;
-    let (more, expected) = (count("response_duration_seconds_count")? - times, if *answered { EACH } else { 0 });
-    ensure!(more == expected, "of {EACH} with the status {status} the application's times have {more}, not {expected}");
+    let (more, expected) = (
+        count("response_duration_seconds_count")? - times,
+        if *answered { EACH } else { 0 },
+    );
+    ensure!(
+        more == expected,
+        "of {EACH} with the status {status} the application's times have {more}, not {expected}"
+    );
     Ok(())
 }

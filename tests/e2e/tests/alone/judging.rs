@@ -37,9 +37,19 @@ fn a_version_that_fails_every_fifth_request_is_met_by_requests_for_ten_seconds()
             met.push(found(trial, load, begun)?);
         }
         stands_still(trial)?;
-        let row = |met: &Exposure| format!("{:.1} s ({} of {} failed)", met.length.as_secs_f64(), met.failed, met.requests);
+        let row = |met: &Exposure| {
+            format!(
+                "{:.1} s ({} of {} failed)",
+                met.length.as_secs_f64(),
+                met.failed,
+                met.requests
+            )
+        };
         let rows: Vec<_> = met.iter().map(row).collect();
-        tell(&format!("20 % failures at 10 % of 50 requests a second: version 2 was met for {}", rows.join(", ")))?;
+        tell(&format!(
+            "20 % failures at 10 % of 50 requests a second: version 2 was met for {}",
+            rows.join(", ")
+        ))?;
         met.sort_by_key(|met| met.length);
         let median = met.get(RUNS / 2).map(|met| met.length).context("no run")?;
         ensure!(median <= LONGEST_EXPOSURE, "the median is {median:?}");
@@ -61,7 +71,11 @@ fn stands_still(trial: &Trial<'_>) -> Result<()> {
     // Not a wait for something: the silence itself is what is measured.
     std::thread::sleep(IDLE);
     let since: Counts = trial.scene.operator.requests()?.since(&before);
-    ensure!(since.total() == 0, "after the rollback the operator sent\n{}", since.table());
+    ensure!(
+        since.total() == 0,
+        "after the rollback the operator sent\n{}",
+        since.table()
+    );
     Ok(())
 }
 
@@ -70,7 +84,12 @@ fn ingress_controllers_that_restart_in_the_middle_of_a_window_change_no_verdict(
     let same: &Env = &[("ERROR_RATE", "0.01")];
     let spec = json!({"steps": [{"weight": 50, "hold": "30s"}], "analysis": {"interval": "10s"}});
     trial("restart", (same, &[]), spec, |trial, _| {
-        let passed = |moment: &Moment| moment.status.check("errors").is_some_and(|check| check.verdict == "Pass");
+        let passed = |moment: &Moment| {
+            moment
+                .status
+                .check("errors")
+                .is_some_and(|check| check.verdict == "Pass")
+        };
         trial.release.until("a window has passed", TO_BE_LIVE, passed)?;
         // The same pod with counters that begin at zero, and then another one.
         controllers::kill(trial.scene.cluster)?;
@@ -84,12 +103,17 @@ fn ingress_controllers_that_restart_in_the_middle_of_a_window_change_no_verdict(
 fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do() -> Outcome {
     let spec = json!({"steps": [{"weight": 50, "hold": "10s"}], "analysis": {"interval": "5s"}});
     trial("cut-off", (&[], &[]), spec, |trial, _| {
-        trial.release.until("the weight is written", TO_BE_LIVE, |moment| moment.status.weight == "50")?;
+        trial.release.until("the weight is written", TO_BE_LIVE, |moment| {
+            moment.status.weight == "50"
+        })?;
         let Some(cut) = controllers::cut_off_metrics(trial.scene.cluster)? else {
             return Ok(());
         };
         let held = trial.held("AnalysisError")?;
-        let analysed = held.status.condition("Analysed").context("there is no condition Analysed")?;
+        let analysed = held
+            .status
+            .condition("Analysed")
+            .context("there is no condition Analysed")?;
         ensure!(
             (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
             "Analysed is {analysed:?}"
@@ -100,7 +124,9 @@ fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do()
             held.status.message
         );
         // Well after the step's time was over.
-        trial.release.until("it has been held for a while", TO_END, |moment| moment.at > held.at + Duration::from_secs(15))?;
+        trial.release.until("it has been held for a while", TO_END, |moment| {
+            moment.at > held.at + Duration::from_secs(15)
+        })?;
         trial.never_beyond("50")?;
         drop(cut);
         trial.promoted()?;

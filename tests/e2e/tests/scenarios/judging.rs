@@ -41,7 +41,11 @@ fn two_failures_in_a_hundred_are_found_before_the_plan_ends() -> Outcome {
     let spec = json!({"steps": [step(10, "30s"), step(20, "30s"), step(50, "30s")]});
     trial("two-percent", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
         trial.rolled_back("ErrorRegression", &["failed"])?;
-        let Exposure { length, requests, failed } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+        let Exposure {
+            length,
+            requests,
+            failed,
+        } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
         tell(&format!(
             "2 % failures at 10, 20 and 50 % of {RATE} requests a second, 30 s each: {requests} requests met version 2 in \
              {:.1} s, {failed} of them failed",
@@ -52,7 +56,10 @@ fn two_failures_in_a_hundred_are_found_before_the_plan_ends() -> Outcome {
 
 #[test]
 fn a_version_whose_slowest_hundredth_is_late_breaks_its_bound_and_is_rolled_back() -> Outcome {
-    let spec = half("60s", checks(json!({"name": "p99", "latency": {"quantile": 0.99, "max": "250ms"}})));
+    let spec = half(
+        "60s",
+        checks(json!({"name": "p99", "latency": {"quantile": 0.99, "max": "250ms"}})),
+    );
     trial("slow-bound", (&[], SLOWER), spec, |trial, _| {
         let ended = trial.rolled_back("Latency", &["250ms", "in 2 windows in a row"])?;
         let check = ended.status.check("p99").context("status.checks has no p99")?;
@@ -77,25 +84,34 @@ fn a_version_that_is_late_oftener_than_version_one_is_rolled_back() -> Outcome {
 #[test]
 fn a_version_that_fails_no_oftener_than_version_one_is_promoted() -> Outcome {
     let spec = half("20s", json!({}));
-    trial("same-failures", (&[("ERROR_RATE", "0.01")], &[]), spec, |trial, load| {
-        trial.promoted()?;
-        let met = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
-        ensure!(met.failed > 0, "nothing was put up with: {met:?}");
-        Ok(())
-    })
+    trial(
+        "same-failures",
+        (&[("ERROR_RATE", "0.01")], &[]),
+        spec,
+        |trial, load| {
+            trial.promoted()?;
+            let met = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+            ensure!(met.failed > 0, "nothing was put up with: {met:?}");
+            Ok(())
+        },
+    )
 }
 
 #[test]
 fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Outcome {
     play("rate-limited", |scene| {
         let host = scene.host();
-        App::of_the_exercise(&host)?.with_readiness_probe().deploy(&scene.namespace)?;
+        App::of_the_exercise(&host)?
+            .with_readiness_probe()
+            .deploy(&scene.namespace)?;
         let mut object = manifest(RELEASE_MENDED)?;
         object["spec"]["steps"][0]["hold"] = "20s".into();
         // The exercise's Ingress lets 175 a minute pass, and as many at once.
         let load = scene.load(&host, RATE, LONGEST)?;
         load.until("nginx turns requests away", TO_BE_LIVE, |answers| {
-            let turned_away = answers.iter().filter(|answer| answer.code == 503 && answer.version.is_none());
+            let turned_away = answers
+                .iter()
+                .filter(|answer| answer.code == 503 && answer.version.is_none());
             turned_away.count() > 50
         })?;
         let release = Release::apply(&scene.namespace, &object)?;
@@ -111,7 +127,10 @@ fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Ou
 fn without_requests_a_release_is_held_and_goes_on_when_they_come() -> Outcome {
     quiet("no-traffic", (&[], &[]), json!({"steps": [step(50, "5s")]}), |trial| {
         let held = trial.held("NoData")?;
-        let analysed = held.status.condition("Analysed").context("there is no condition Analysed")?;
+        let analysed = held
+            .status
+            .condition("Analysed")
+            .context("there is no condition Analysed")?;
         ensure!(
             (&*analysed.status, &*analysed.reason) == ("Unknown", "NoData"),
             "Analysed is {analysed:?}"
@@ -129,11 +148,15 @@ fn what_was_gathered_against_a_version_survives_the_death_of_the_operator() -> O
     trial("judge-killed", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
         let gathered = |moment: &Moment| {
             let check = moment.status.check("errors");
-            check.and_then(|check| check.evidence.first().cloned()).unwrap_or_default()
+            check
+                .and_then(|check| check.evidence.first().cloned())
+                .unwrap_or_default()
         };
-        let before = trial.release.until("the status tells of a failure", TO_BE_LIVE, |moment| {
-            gathered(moment).canary_failed > 0
-        })?;
+        let before = trial
+            .release
+            .until("the status tells of a failure", TO_BE_LIVE, |moment| {
+                gathered(moment).canary_failed > 0
+            })?;
         trial.scene.operator.kill_process(TO_BE_LIVE)?;
         let after = trial.rolled_back("ErrorRegression", &["failed"])?;
         let (before, after): (Evidence, Evidence) = (gathered(&before), gathered(&after));
