@@ -135,6 +135,7 @@ const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _
 const AT_LEAST_ONE: &str = "should be greater than or equal to 1";
 const CHECK_NAME: &str = "the name of a check has lower-case letters, digits and dashes, such as errors-vs-v1";
 const STATUS: &str = "should match";
+const FALSE_ROLLBACK: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
 const QUANTILE: &str = "a quantile lies between 0 and 1, such as 0.99";
 
 /// A field (`[]` stands for the first element of a list), a wrong value and what the refusal says.
@@ -282,7 +283,7 @@ const FIELDS: &[WrongField] = &[
     (
         "analysis.checks[].errorRegression.falseRollback",
         || json!(1),
-        "less than or equal to 0.5",
+        FALSE_ROLLBACK,
     ),
     (
         "analysis.checks[].errorRegression.ignoreBelow",
@@ -298,7 +299,7 @@ const FIELDS: &[WrongField] = &[
     (
         "analysis.checks[].latencyRegression.falseRollback",
         || json!(0),
-        "greater than or equal to 1e-06",
+        FALSE_ROLLBACK,
     ),
     (
         "analysis.checks[].latencyRegression.ignoreBelow",
