@@ -2,12 +2,14 @@
 //!
 //! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] once a second while a release
 //! [subscribes](Scraper::subscribe), [`exposition`] reads the answers as they arrive, and [`counts`] adds them up.
+//! [`prometheus`] has the requests counted from what a Prometheus stored, and asks it what a release wants to know besides.
 
 pub mod controllers;
 pub mod counts;
 pub mod exposition;
 mod judge;
 mod latency;
+mod power;
 pub mod prometheus;
 pub mod scraper;
 mod sequential;
@@ -17,6 +19,7 @@ pub use controllers::{Controller, Controllers, Listing};
 pub use counts::{Counts, Edge, Exposed, Interest, Side, Status};
 pub use judge::{Answer, InForce, Judge, Judged, Look, Rule, Rules, Span};
 pub use latency::{Millis, Quantile};
+pub use power::Plan;
 pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};
 pub use sequential::{Batch, Tally};
 pub use split::{Verdict as SplitVerdict, judge as judge_split};

@@ -100,24 +100,21 @@ impl Evidence {
             && is_part(self.stable_weighed, stable)
             && [&self.sums, &self.least_sums]
                 .iter()
-                .all(|sums| sums.len() == GRID.len() && self.may_be(sums, canary + stable))
+                .all(|sums| self.may_be(sums, canary + stable))
     }
 
-    /// Whether these may be the sums over batches with so many failures: between 0 and n·ln r each, and so are their rises.
+    /// Whether these may be the sums over batches with so many failures: but for rounding, none falls behind the one before,
+    /// and none is beyond n·ln r.
     fn may_be(&self, sums: &[i64], failed: u64) -> bool {
         let slack = 50.0 * UNIT * as_f64(failed);
-        let fits = |ratio: f64, sum: f64| {
-            let most = as_f64(failed) * ratio.ln();
-            (most.min(0.0) - slack..=most.max(0.0) + slack).contains(&sum)
+        let most = |multiple: f64| as_f64(failed) * (self.ignore_below * multiple).ln();
+        let ([lowest, .., highest], [low, .., high]) = (GRID, sums) else {
+            return false;
         };
-        let mut before = None;
-        self.ratios().into_iter().zip(sums).all(|(ratio, sum)| {
-            let (least, low) = before.replace((ratio, *sum)).unwrap_or((1.0, 0));
-            fits(ratio, float(*sum))
-                && sum
-                    .checked_sub(low)
-                    .is_some_and(|rise| fits(ratio / least, float(rise)))
-        })
+        sums.len() == GRID.len()
+            && sums.is_sorted_by(|sum, next| float(*sum) <= float(*next) + slack)
+            && float(*low) >= most(lowest).min(0.0) - slack
+            && float(*high) <= most(highest).max(0.0) + slack
     }
 
     /// Adds requests that came since the batch before.
@@ -274,18 +271,14 @@ fn last_ruled_out(ratios: impl Iterator<Item = (f64, f64)>, limit: f64) -> Optio
     last.map(|(ratio, _)| ratio)
 }
 
-/// A ratio to about two digits.
-fn short(ratio: f64) -> String {
-    let digits = match ratio {
-        _ if ratio >= 9.95 => 0,
-        _ if ratio >= 0.995 => 1,
-        _ => 2,
-    };
-    let text = format!("{ratio:.digits$}");
-    if digits == 0 {
-        text
-    } else {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+/// A number to two digits, or without a fraction.
+pub(super) fn short(number: f64) -> String {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to 9.
+    let decimals = (1.0 - number.log10().floor()).clamp(0.0, 9.0) as usize;
+    let text = format!("{number:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
     }
 }
 

@@ -1,0 +1,178 @@
+//! What a plan can find, told before it starts: the same test, on requests drawn at random.
+
+use super::{Batch, Tally, sequential::short};
+use crate::api::Evidence;
+use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
+use rand_distr::{Distribution, Poisson};
+
+/// Releases that are drawn: the probability is right to about three points.
+const RUNS: u32 = 400;
+/// Always the same, so that the same question has the same answer.
+const SEED: u64 = 1;
+/// Batches of a release, or one for each step where that is more. More would change little and take longer.
+const BATCHES: f64 = 40.0;
+/// Requests in a batch where there are so many: with fewer the test loses what it could know.
+const ENOUGH: f64 = 50.0;
+/// Assumed of version 1 where no error was seen: who fails less would hardly notice a doubling.
+const FLOOR: f64 = 0.001;
+/// Found this often, a rise counts as found.
+const RELIABLY: f64 = 0.8;
+/// The rises that people ask for.
+const RISES: [f64; 6] = [2.0, 3.0, 5.0, 10.0, 20.0, 50.0];
+/// No plan has more requests of a version in a batch, and no release needs as many.
+const MOST: f64 = 1e9;
+
+/// A schedule, and how its requests are judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// For each step version 2's share of the requests as a fraction of one, and how many seconds it is held.
+    pub steps: Vec<(f64, f64)>,
+    /// False rollbacks that are accepted, as a fraction of one.
+    pub alpha: f64,
+    /// Risk ratio that is tolerated, 1 for none.
+    pub ignore_below: f64,
+}
+
+/// How many requests come in a batch, on average.
+struct Draw {
+    batches: u32,
+    stable: Requests,
+    canary: Requests,
+}
+
+/// Of one version. None where none are expected.
+struct Requests {
+    good: Option<Poisson<f64>>,
+    failed: Option<Poisson<f64>>,
+}
+
+impl Requests {
+    fn new(expected: f64, risk: f64) -> Self {
+        let poisson = |mean: f64| Poisson::new(mean.min(MOST)).ok();
+        Self {
+            good: poisson(expected * (1.0 - risk)),
+            failed: poisson(expected * risk),
+        }
+    }
+
+    fn draw(&self, rng: &mut Xoshiro256PlusPlus) -> Tally {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // Whole, not negative and not much over `MOST`.
+        let mut draw = |of: &Option<Poisson<f64>>| of.map_or(0, |poisson| poisson.sample(rng) as u64);
+        let (good, failed) = (draw(&self.good), draw(&self.failed));
+        Tally {
+            requests: good + failed,
+            failed,
+        }
+    }
+}
+
+impl Plan {
+    /// How probable it is that this plan finds a version 2 with `ratio` times version 1's risk before it ends, where
+    /// `per_second` requests come and version 1 fails a share `error_rate` of them.
+    #[must_use]
+    pub fn power(&self, per_second: f64, error_rate: f64, ratio: f64) -> f64 {
+        let (stable_risk, canary_risk) = (error_rate.clamp(0.0, 1.0), (error_rate * ratio).clamp(0.0, 1.0));
+        #[allow(clippy::cast_precision_loss)] // At most 101 steps.
+        let most = (BATCHES / self.steps.len() as f64).ceil();
+        let draws = self.steps.iter().map(|(share, seconds)| {
+            let requests = per_second * seconds;
+            let batches = (requests / ENOUGH).clamp(1.0, most).floor();
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 1 to `BATCHES`.
+            Draw {
+                batches: batches as u32,
+                stable: Requests::new(requests * (1.0 - share) / batches, stable_risk),
+                canary: Requests::new(requests * share / batches, canary_risk),
+            }
+        });
+        let draws: Vec<_> = draws.collect();
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
+        let found = (0..RUNS).map(|_| u32::from(self.finds(&draws, &mut rng))).sum::<u32>();
+        f64::from(found) / f64::from(RUNS)
+    }
+
+    fn finds(&self, draws: &[Draw], rng: &mut Xoshiro256PlusPlus) -> bool {
+        let mut evidence = Evidence::new(self.ignore_below);
+        let limit = -self.alpha.ln();
+        let mut all = draws.iter().flat_map(|draw| (0..draw.batches).map(move |_| draw));
+        all.any(|draw| {
+            let (stable, canary) = (draw.stable.draw(rng), draw.canary.draw(rng));
+            evidence.add(&Batch {
+                stable,
+                canary,
+                least_share: 0.0,
+            });
+            canary.failed > 0 && evidence.log_harm() >= limit
+        })
+    }
+
+    /// What this plan finds at the traffic that was measured, such as `at 5 req/s and 0.5% errors this plan finds a doubling of
+    /// errors in 20% of cases, a tenfold rise in 99%`: the least rise that is not tolerated, and the least that is found reliably.
+    #[must_use]
+    pub fn in_words(&self, per_second: f64, error_rate: f64) -> String {
+        if !(per_second > 0.0) {
+            return "without requests this plan finds nothing".to_owned();
+        }
+        let (rate, errors) = if error_rate > 0.0 {
+            (
+                error_rate.min(1.0),
+                format!("{}% errors", short(error_rate.min(1.0) * 100.0)),
+            )
+        } else {
+            (
+                FLOOR,
+                format!("an assumed {}% errors (none so far)", short(FLOOR * 100.0)),
+            )
+        };
+        let traffic = format!("at {} req/s and {errors}", short(per_second));
+        let rises = self.rises(rate);
+        let Some((first, rest)) = rises.split_first() else {
+            return format!("{traffic} this plan tolerates whatever version 2 does");
+        };
+        let found = |ratio: &f64| self.power(per_second, rate, *ratio);
+        let rise = |ratio: &f64, what: &str| match *ratio {
+            ratio if ratio * rate >= 1.0 => "the failure of every request".to_owned(),
+            2.0 => format!("a doubling{what}"),
+            3.0 => format!("a threefold rise{what}"),
+            5.0 => format!("a fivefold rise{what}"),
+            10.0 => format!("a tenfold rise{what}"),
+            ratio => format!("a {}-fold rise{what}", short(ratio)),
+        };
+        let power = found(first);
+        let words = format!(
+            "{traffic} this plan finds {} in {} of cases",
+            rise(first, " of errors"),
+            percent(power)
+        );
+        if power >= RELIABLY {
+            return words;
+        }
+        let reliably = rest.partition_point(|ratio| found(ratio) < RELIABLY);
+        match (rest.get(reliably), rest.last()) {
+            (Some(ratio), _) => format!("{words}, {} in {}", rise(ratio, ""), percent(found(ratio))),
+            (None, Some(ratio)) => format!(
+                "{words}, and even {} in only {}",
+                rise(ratio, ""),
+                percent(found(ratio))
+            ),
+            (None, None) => words,
+        }
+    }
+
+    /// The rises that are not tolerated; the last is the failure of every request, where that is less than a 50-fold rise.
+    fn rises(&self, error_rate: f64) -> Vec<f64> {
+        let all = error_rate.recip();
+        let rises = RISES.into_iter().filter(|ratio| *ratio < all).chain([all]);
+        rises
+            .filter(|ratio| *ratio > self.ignore_below && *ratio <= 50.0)
+            .collect()
+    }
+}
+
+fn percent(share: f64) -> String {
+    match share * 100.0 {
+        percent if percent < 1.0 => "under 1%".to_owned(),
+        percent if percent > 99.0 => "over 99%".to_owned(),
+        percent => format!("{percent:.0}%"),
+    }
+}
