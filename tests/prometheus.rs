@@ -606,7 +606,10 @@ async fn the_servers_are_those_of_the_file_as_it_is_now() {
     );
 
     let error = Servers::open(&path.with_file_name("missing.yaml")).err().unwrap();
-    assert_eq!(error.to_string(), "it cannot be read: No such file or directory (os error 2)");
+    assert_eq!(
+        error.to_string(),
+        "it cannot be read: No such file or directory (os error 2)"
+    );
 }
 
 #[tokio::test]
