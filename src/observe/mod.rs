@@ -8,7 +8,7 @@ mod views;
 mod workload;
 
 pub use endpoints::ready;
-pub use pods::{Failure, failure, last_line};
+pub use pods::{Failure, RESTARTING, failure, last_line};
 pub use read::{Others, observe};
 pub use survey::{Autoscaler, Budget, Class, Survey};
 pub(crate) use views::older;

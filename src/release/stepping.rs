@@ -2,7 +2,7 @@
 
 use super::{
     Finding, Level, Schedule,
-    analysing::{self, AWAITING, doubt, found_harmful, may_end_early, trouble},
+    analysing::{self, AWAITING, doubt, found_harmful, may_end_early, tell_power, trouble},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold, hold_until_deadline, resume, tampered, unready},
@@ -114,6 +114,7 @@ fn steered(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule, we
     }
     rollout.weight_since = Some(MicroTime(draft.now));
     if rollout.step > 0 {
+        tell_power(draft, rollout, schedule);
         draft.reached(rollout, weight);
         let message = format!("step {}/{}: {who}", rollout.step, schedule.len());
         draft.note(Level::Normal, "WeightChanged", message);

@@ -7,7 +7,7 @@ use canary_operator::{
     rehearse::{
         Key, World,
         json::{items, text},
-        nginx::{Outcome, SimRequest},
+        nginx::{Outcome, Reply, SimRequest},
         play::settings,
         world::runtime,
     },
@@ -23,6 +23,9 @@ use tokio::sync::watch;
 
 /// Real time after which virtual time is held to stand still: something loops without waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Requests a second in the background. Ten more are looked at one by one.
+const CROWD: u32 = 40;
 
 pub struct Lab {
     pub world: World,
@@ -72,6 +75,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }
+        world.traffic(CROWD);
         world.pass(Duration::from_secs(30)).await;
         let (up, mut is_up) = watch::channel(true);
         let lab = Lab {
@@ -91,7 +95,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -148,7 +152,7 @@ impl Lab {
     }
 
     fn request(&self, request: &SimRequest, tester: bool) {
-        let (outcome, dead) = self.world.nginx.patiently(NAMESPACE, request);
+        let Reply { outcome, dead, .. } = self.world.nginx.request(request);
         let mut seen = self.seen.borrow_mut();
         let now = self.world.now();
         match outcome {
@@ -211,6 +215,7 @@ impl Lab {
 
     /// Hardly any traffic from now on.
     pub fn quiet(&self) {
+        self.world.traffic(0);
         self.quiet.set(true);
     }
 

@@ -241,3 +241,31 @@ fn trouble_is_told_while_the_step_still_has_time() {
     assert_eq!(world.phase(), Phase::Progressing);
     insta::assert_snapshot!(message(&world));
 }
+
+#[test]
+fn what_the_plan_can_find_is_told_before_version_2_gets_requests() {
+    let mut world = world()
+        .steps(&[("10", "5m"), ("50", "5m")])
+        .routed()
+        .counted(10, 100, 0);
+    world.judged.all = world.judged.live.take();
+    let world = world.later(6).round();
+    insta::assert_snapshot!(world.rollout().power.as_deref().unwrap());
+    assert_eq!(
+        world.rollout().warnings.last(),
+        world.rollout().power.as_ref(),
+        "it misses most doublings"
+    );
+}
+
+#[test]
+fn requests_that_nginx_answered_itself_are_told_at_the_end() {
+    let world = world()
+        .finishing()
+        .remember(|rollout| rollout.of_nginx = 177)
+        .stable_ready(4)
+        .stable_rolled_out();
+    let world = world.rounds(1).later(6).rounds(1).later(6).rounds(3);
+    assert_eq!(world.phase(), Phase::Promoted, "{}", message(&world));
+    insta::assert_snapshot!(message(&world));
+}

@@ -1,0 +1,207 @@
+//! Version 2 is judged by how it answers, beside version 1 under the same traffic.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use canary_e2e::{
+    app::App,
+    exercise::{RELEASE_MENDED, manifest},
+    load::Request,
+    prometheus::Prometheus,
+    release::{Evidence, Moment, Release, nothing_of_the_canary_left},
+    scene::{Outcome, play},
+    trial::{Env, Exposure, RATE, TO_BE_LIVE, TO_END, quiet, says, tell, trial},
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+const LONGEST: Duration = Duration::from_secs(400);
+/// The slowest three of a hundred answers are 300 ms late.
+const SLOWER: &Env = &[("LATENCY_MS", "300"), ("LATENCY_RATE", "0.03")];
+
+fn step(weight: u32, hold: &str) -> Value {
+    json!({"weight": weight, "hold": hold})
+}
+
+/// One step at 50 %, and this analysis in windows of 5 s.
+fn half(hold: &str, analysis: Value) -> Value {
+    let mut spec = json!({"steps": [step(50, hold)], "analysis": {"interval": "5s"}});
+    if let (Some(whole), Value::Object(analysis)) = (spec["analysis"].as_object_mut(), analysis) {
+        whole.extend(analysis);
+    }
+    spec
+}
+
+fn checks(check: Value) -> Value {
+    json!({"checks": [check]})
+}
+
+#[test]
+fn two_failures_in_a_hundred_are_found_before_the_plan_ends() -> Outcome {
+    let spec = json!({"steps": [step(10, "30s"), step(20, "30s"), step(50, "30s")]});
+    trial("two-percent", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
+        trial.rolled_back("ErrorRegression", &["failed"])?;
+        let Exposure {
+            length,
+            requests,
+            failed,
+        } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+        tell(&format!(
+            "2 % failures at 10, 20 and 50 % of {RATE} requests a second, 30 s each: {requests} requests met version 2 in \
+             {:.1} s, {failed} of them failed",
+            length.as_secs_f64(),
+        ))
+    })
+}
+
+#[test]
+fn a_version_whose_slowest_hundredth_is_late_breaks_its_bound_and_is_rolled_back() -> Outcome {
+    let spec = half(
+        "60s",
+        checks(json!({"name": "p99", "latency": {"quantile": 0.99, "max": "250ms"}})),
+    );
+    trial("slow-bound", (&[], SLOWER), spec, |trial, _| {
+        let ended = trial.rolled_back("Latency", &["250ms", "in 2 windows in a row"])?;
+        let check = ended.status.check("p99").context("status.checks has no p99")?;
+        ensure!(check.verdict == "Breach", "the check is {check:?}");
+        trial.never_beyond("50")
+    })
+}
+
+#[test]
+fn a_version_that_is_late_oftener_than_version_one_is_rolled_back() -> Outcome {
+    let spec = half("60s", checks(json!({"name": "slow", "latencyRegression": {}})));
+    trial("slow-regression", (&[], SLOWER), spec, |trial, load| {
+        trial.rolled_back("LatencyRegression", &["took longer than"])?;
+        let Exposure { length, requests, .. } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+        tell(&format!(
+            "3 % of the answers 300 ms late at 50 % of {RATE} requests a second: {requests} requests met version 2 in {:.1} s",
+            length.as_secs_f64()
+        ))
+    })
+}
+
+#[test]
+fn a_version_that_fails_no_oftener_than_version_one_is_promoted() -> Outcome {
+    let spec = half("20s", json!({}));
+    trial(
+        "same-failures",
+        (&[("ERROR_RATE", "0.01")], &[]),
+        spec,
+        |trial, load| {
+            trial.promoted()?;
+            let met = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+            ensure!(met.failed > 0, "nothing was put up with: {met:?}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Outcome {
+    play("rate-limited", |scene| {
+        let host = scene.host();
+        App::of_the_exercise(&host)?
+            .with_readiness_probe()
+            .deploy(&scene.namespace)?;
+        let mut object = manifest(RELEASE_MENDED)?;
+        object["spec"]["steps"][0]["hold"] = "20s".into();
+        // The exercise's Ingress lets 175 a minute pass, and as many at once.
+        let load = scene.load(&host, RATE, LONGEST)?;
+        load.until("nginx turns requests away", TO_BE_LIVE, |answers| {
+            let turned_away = answers
+                .iter()
+                .filter(|answer| answer.code == 503 && answer.version.is_none());
+            turned_away.count() > 50
+        })?;
+        let release = Release::apply(&scene.namespace, &object)?;
+        let promoted = release.until_phase("Promoted", TO_END)?;
+        let check = promoted.status.check("errors").context("status.checks has no errors")?;
+        says(&check.message, &["nginx itself answered"])?;
+        load.still_runs()?;
+        nothing_of_the_canary_left(&scene.namespace)
+    })
+}
+
+#[test]
+fn without_requests_a_release_is_held_and_goes_on_when_they_come() -> Outcome {
+    quiet("no-traffic", (&[], &[]), json!({"steps": [step(50, "5s")]}), |trial| {
+        let held = trial.held("NoData")?;
+        let analysed = held
+            .status
+            .condition("Analysed")
+            .context("there is no condition Analysed")?;
+        ensure!(
+            (&*analysed.status, &*analysed.reason) == ("Unknown", "NoData"),
+            "Analysed is {analysed:?}"
+        );
+        trial.never_beyond("50")?;
+        let load = trial.load()?;
+        trial.promoted()?;
+        load.still_runs()
+    })
+}
+
+#[test]
+fn what_was_gathered_against_a_version_survives_the_death_of_the_operator() -> Outcome {
+    let spec = json!({"steps": [step(20, "600s")], "analysis": {"interval": "5s"}});
+    trial("judge-killed", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
+        let gathered = |moment: &Moment| {
+            let check = moment.status.check("errors");
+            check
+                .and_then(|check| check.evidence.first().cloned())
+                .unwrap_or_default()
+        };
+        let before = trial
+            .release
+            .until("the status tells of a failure", TO_BE_LIVE, |moment| {
+                gathered(moment).canary_failed > 0
+            })?;
+        trial.scene.operator.kill_process(TO_BE_LIVE)?;
+        let after = trial.rolled_back("ErrorRegression", &["failed"])?;
+        let (before, after): (Evidence, Evidence) = (gathered(&before), gathered(&after));
+        ensure!(
+            after.canary > before.canary && after.canary_failed > before.canary_failed,
+            "{before:?} was gathered before the operator was killed, and {after:?} in the end"
+        );
+        let Exposure { requests, failed, .. } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+        tell(&format!(
+            "the operator killed in the middle: {requests} requests met version 2, {failed} of them failed; {} and {} were \
+             weighed, {} and {} of them before the operator was killed",
+            after.canary, after.canary_failed, before.canary, before.canary_failed
+        ))
+    })
+}
+
+#[test]
+fn requests_that_do_not_divide_as_the_weight_says_hold_a_release_and_end_it_at_its_deadline() -> Outcome {
+    let spec = json!({
+        "traffic": {"header": {"name": "X-Canary"}},
+        "steps": [step(50, "120s")],
+        "progressDeadline": "10s",
+        "analysis": {"checks": []},
+    });
+    quiet("split-differs", (&[], &[]), spec, |trial| {
+        // Clients that keep away from version 2, whatever the weight is.
+        let away = Request::to(&trial.host).header("X-Canary", "never");
+        let load = trial.scene.load(away, RATE, LONGEST)?;
+        let held = trial.held("TrafficSplitDiffers")?;
+        says(&held.status.message, &["0 of", "50%", "usual causes", "rollback at"])?;
+        let split = held.status.condition("TrafficSplitVerified");
+        ensure!(
+            split.is_some_and(|split| split.status == "False"),
+            "TrafficSplitVerified is {split:?}"
+        );
+        trial.never_beyond("50")?;
+        trial.rolled_back("TrafficSplitDiffers", &["usual causes", "spec.progressDeadline"])?;
+        load.still_runs()
+    })
+}
+
+/// Windows that four rounds of a Prometheus fall into.
+fn by_prometheus(server: &str, checks: Value) -> Value {
+    json!({"interval": "20s", "source": "prometheus", "prometheus": server, "checks": checks})
+}
+
+/// Requests a second to version 2, by one's own query.
+const REQUESTS: &str = r#"sum(rate(nginx_ingress_controller_requests{namespace="{{ namespace }}",ingress=~"{{ ingress }}",canary=~"{{ canary }}"}[{{ interval }}]))"#;
