@@ -57,6 +57,7 @@ const CHECK_NAME: &str = "the name of a check has lower-case letters, digits and
 const PERCENT: &str = "successRate.min is in percent, such as 99.5: with 1 or less nearly every request may fail";
 const QUANTILE: &str = "a quantile lies between 0 and 1, such as 0.99";
 const NO_TIME: &str = "latency.max is more than 0s";
+const FALSE_ROLLBACK: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
 const NO_BOUND: &str = "set min, max or both: without a bound nothing is checked";
 const BOUNDS: &str = "min may not exceed max";
 const PLACEHOLDERS: &str = "a query knows {{ namespace }}, {{ ingress }}, {{ service }}, {{ canary }} and {{ interval }}, and no other double braces";
@@ -599,6 +600,27 @@ fn a_latency_has_a_limit_that_can_be_kept() {
 }
 
 #[test]
+fn a_false_rollback_is_possible_and_not_the_rule() {
+    for comparison in ["errorRegression", "latencyRegression"] {
+        let chance = |chance: Value| check(json!({(comparison): {"falseRollback": chance}}));
+        for good in [json!(0.000_001), json!(0.05), json!(0.5)] {
+            accepted(&chance(good));
+        }
+        let field = format!("spec.analysis.checks[0].{comparison}.falseRollback");
+        for bad in [
+            json!(0),
+            json!(0.000_000_1),
+            json!(0.51),
+            json!(1),
+            json!(5),
+            json!(-0.01),
+        ] {
+            refused(&chance(bad), &field, FALSE_ROLLBACK);
+        }
+    }
+}
+
+#[test]
 fn the_result_of_a_query_has_a_bound() {
     let bounds = |mut bounds: Value| {
         bounds["query"] = json!("up");
@@ -780,6 +802,7 @@ fn every_rule_has_a_sentence_and_a_test() {
         PERCENT,
         QUANTILE,
         NO_TIME,
+        FALSE_ROLLBACK,
         NO_BOUND,
         BOUNDS,
         PLACEHOLDERS,
