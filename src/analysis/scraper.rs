@@ -23,7 +23,6 @@ use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use jiff::Timestamp;
 use kube::Client;
 use std::{
     borrow::Cow,

@@ -330,6 +330,20 @@ pub enum CheckKind<'a> {
     Query(&'a Query),
 }
 
+impl CheckKind<'_> {
+    /// As written in the spec.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SuccessRate(_) => "successRate",
+            Self::Latency(_) => "latency",
+            Self::ErrorRegression(_) => "errorRegression",
+            Self::LatencyRegression(_) => "latencyRegression",
+            Self::Query(_) => "prometheus",
+        }
+    }
+}
+
 impl Check {
     /// What it asks for; nothing where it says nothing, which the definition refuses.
     #[must_use]

@@ -95,7 +95,11 @@ impl Judging {
             uncounted: None,
             answers: &BTreeMap::new(),
         };
-        entry.judge.look(&look)
+        let judged = entry.judge.look(&look);
+        if let Some(subscription) = &entry.subscription {
+            subscription.every(entry.judge.pace(&look));
+        }
+        judged
     }
 
     fn subscribe(&self, (namespace, name): &(String, String), interest: Interest) -> Option<Subscription> {

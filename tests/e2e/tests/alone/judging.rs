@@ -20,6 +20,8 @@ const RUNS: usize = 5;
 const LONGEST_EXPOSURE: Duration = Duration::from_secs(10);
 /// In which the operator sends nothing about a release that is over.
 const IDLE: Duration = Duration::from_secs(15);
+/// In which a release that is held stays so.
+const HELD: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_version_that_fails_every_fifth_request_is_met_by_requests_for_ten_seconds() -> Outcome {
@@ -102,7 +104,7 @@ fn ingress_controllers_that_restart_in_the_middle_of_a_window_change_no_verdict(
 #[test]
 fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do() -> Outcome {
     let spec = json!({"steps": [{"weight": 50, "hold": "10s"}], "analysis": {"interval": "5s"}});
-    trial("cut-off", (&[], &[]), spec, |trial, _| {
+    trial("cut-off", (&[], &[]), spec, |trial, load| {
         trial.release.until("the weight is written", TO_BE_LIVE, |moment| {
             moment.status.weight == "50"
         })?;
@@ -123,10 +125,16 @@ fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do()
             "the message names no controller: {}",
             held.status.message
         );
-        // Well after the step's time was over.
-        trial.release.until("it has been held for a while", TO_END, |moment| {
-            moment.at > held.at + Duration::from_secs(15)
+        let long_after = Timestamp::now() + HELD;
+        load.until("requests have come long after the step's time", TO_END, |answers| {
+            answers.last().is_some_and(|last| last.sent > long_after)
         })?;
+        let latest = trial.release.latest()?.context("the release was not seen")?;
+        ensure!(
+            latest.status.waits_for("AnalysisError"),
+            "it waits no longer: {}",
+            latest.line()
+        );
         trial.never_beyond("50")?;
         drop(cut);
         trial.promoted()?;
