@@ -20,8 +20,6 @@ const RUNS: usize = 5;
 const LONGEST_EXPOSURE: Duration = Duration::from_secs(10);
 /// In which the operator sends nothing about a release that is over.
 const IDLE: Duration = Duration::from_secs(15);
-/// In which a release that is held stays so.
-const HELD: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_version_that_fails_every_fifth_request_is_met_by_requests_for_ten_seconds() -> Outcome {
@@ -125,17 +123,7 @@ fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do()
             "the message names no controller: {}",
             held.status.message
         );
-        let long_after = Timestamp::now() + HELD;
-        load.until("requests have come long after the step's time", TO_END, |answers| {
-            answers.last().is_some_and(|last| last.sent > long_after)
-        })?;
-        let latest = trial.release.latest()?.context("the release was not seen")?;
-        ensure!(
-            latest.status.waits_for("AnalysisError"),
-            "it waits no longer: {}",
-            latest.line()
-        );
-        trial.never_beyond("50")?;
+        trial.stays_held("AnalysisError", "50", load)?;
         drop(cut);
         trial.promoted()?;
         Ok(())
