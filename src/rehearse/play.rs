@@ -152,12 +152,8 @@ fn apply(world: &World, mut manifest: Value) -> Result<(), PlayError> {
         .map_err(|error| PlayError::Refused { object, error })
 }
 
-async fn one(world: &World, mut manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
+async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
     let name = text(&manifest, "/metadata/name").to_owned();
-    if manifest.pointer("/spec/analysis").is_none() {
-        // The rehearsed controllers count no requests.
-        super::json::set(&mut manifest, "/spec/analysis", json!({"checks": []}));
-    }
     let release: CanaryRelease = serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable {
         name: name.clone(),
         error,

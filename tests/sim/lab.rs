@@ -36,6 +36,8 @@ pub struct Lab {
     up: watch::Sender<bool>,
     quiet: Cell<bool>,
     seen: RefCell<Seen>,
+    /// Told whenever virtual time has passed.
+    alive: mpsc::Sender<()>,
 }
 
 #[derive(Default)]
@@ -62,15 +64,21 @@ pub fn lab_of(seed: u64, script: impl AsyncFnOnce(&Lab)) -> Run {
 }
 
 fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
-    let (done, watched) = mpsc::channel::<()>();
+    let (alive, watched) = mpsc::channel::<()>();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     std::thread::spawn(move || {
-        if watched.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("{test}: virtual time stands still: something loops without waiting");
-            std::process::abort();
+        loop {
+            match watched.recv_timeout(PATIENCE) {
+                Ok(()) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    eprintln!("{test}: virtual time stands still: something loops without waiting");
+                    std::process::abort();
+                }
+            }
         }
     });
-    let run = runtime().unwrap().block_on(async {
+    runtime().unwrap().block_on(async {
         let world = World::new(seed);
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
@@ -86,6 +94,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
             scenario: Cell::new(Scenario::Good),
             ended_at: Cell::new(None),
             seen: RefCell::default(),
+            alive,
         };
         let operator = lab.world.server.named("operator");
         let life = async {
@@ -127,9 +136,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
             release: world.server.get(&scenario::release_key()),
             stable: world.server.get(&Key::deployment(NAMESPACE, "shop")),
         }
-    });
-    let _ = done.send(());
-    run
+    })
 }
 
 impl Lab {
@@ -138,6 +145,8 @@ impl Lab {
         for number in 0_usize.. {
             let pause = if self.quiet.get() { 60_000 } else { 100 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
+            // Whoever listens does so for as long as this lab lives.
+            let _ = self.alive.send(());
             let plain = SimRequest::to(HOST, "/");
             self.request(&plain, false);
             if self.scenario.get() == Scenario::Testers {

@@ -334,7 +334,7 @@ impl Case {
 
     /// No counts have come for a window that is over, or may not begin.
     fn overdue(&mut self, look: &Look<'_>, in_force: &InForce, due: Timestamp, why: &str) {
-        if look.now >= after(due, GRACE) {
+        if look.now >= after(due, GRACE + look.lag) {
             self.note(Finding::error(why), look.now, in_force.step, look);
         }
     }

@@ -80,6 +80,7 @@ impl Trial {
             rules: &self.rules,
             in_force: Some(&self.in_force),
             counts: Some(&self.counts),
+            lag: Duration::ZERO,
             uncounted: None,
             answers: &self.answers,
         };
@@ -483,6 +484,7 @@ fn requests_are_counted_closely_after_a_raise_and_before_a_verdict_and_seldom_be
             rules: &trial.rules,
             in_force: Some(&trial.in_force),
             counts: None,
+            lag: Duration::ZERO,
             uncounted: None,
             answers: &BTreeMap::new(),
         };
