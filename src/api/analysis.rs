@@ -206,7 +206,7 @@ pub struct SuccessRate {
     /// At least so many percent.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub min: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }
@@ -236,7 +236,7 @@ pub struct ErrorRegression {
     #[serde(default = "default_ignore_below")]
     #[schemars(range(min = 1.0, max = 10.0))]
     pub ignore_below: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx, and 499: the client gave up waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }

@@ -119,7 +119,11 @@ impl Judging {
 
     /// Names of the Prometheus servers, as they are configured now.
     pub fn servers(&self) -> Vec<String> {
-        self.sources.prometheus.as_ref().map(Prometheus::names).unwrap_or_default()
+        self.sources
+            .prometheus
+            .as_ref()
+            .map(Prometheus::names)
+            .unwrap_or_default()
     }
 
     /// What the requests of a release say; begins and ends the counting as the release needs it.
@@ -200,14 +204,24 @@ impl Judging {
         interest: Interest,
     ) -> Result<Counter, String> {
         match (source, &self.sources) {
-            (Source::IngressNginx, Sources { scraper: Some(scraper), .. }) => {
-                Ok(Counter::Scraped(scraper.subscribe(interest, self.waker(key))))
-            }
+            (
+                Source::IngressNginx,
+                Sources {
+                    scraper: Some(scraper), ..
+                },
+            ) => Ok(Counter::Scraped(scraper.subscribe(interest, self.waker(key)))),
             (Source::IngressNginx, _) => Err("there are no controllers to ask".to_owned()),
             (Source::Prometheus, sources) => {
                 let server = server(name.as_deref(), &self.servers())?;
-                let prometheus = sources.prometheus.as_ref().ok_or_else(|| format!("{server} cannot be asked"))?;
-                Ok(Counter::Stored(prometheus.subscribe(&server, interest, self.waker(key))))
+                let prometheus = sources
+                    .prometheus
+                    .as_ref()
+                    .ok_or_else(|| format!("{server} cannot be asked"))?;
+                Ok(Counter::Stored(prometheus.subscribe(
+                    &server,
+                    interest,
+                    self.waker(key),
+                )))
             }
         }
     }
@@ -230,7 +244,8 @@ impl Judging {
             match before.remove(&rule.check.name).filter(|known| known.is_same(&asked)) {
                 Some(known) => asked = known,
                 None => {
-                    if let (Some(prometheus), Ok(server), Ok(query)) = (&self.sources.prometheus, &asked.server, &asked.query)
+                    if let (Some(prometheus), Ok(server), Ok(query)) =
+                        (&self.sources.prometheus, &asked.server, &asked.query)
                     {
                         asked.watch = Some(prometheus.watch(server, query.clone(), asked.every, self.waker(key)));
                     }

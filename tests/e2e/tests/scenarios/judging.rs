@@ -234,46 +234,59 @@ fn by_prometheus(server: &str, most: u32) -> Value {
 #[test]
 fn a_prometheus_decides_as_the_controllers_themselves_do() -> Outcome {
     let failing: &Env = &[("ERROR_RATE", "0.2")];
-    trial("by-prometheus", (&[], failing), by_prometheus("steady", 1_000), |trial, load| {
-        let prometheus = Prometheus::start(trial.scene.cluster, "steady")?;
-        trial.rolled_back("ErrorRegression", &["failed"])?;
+    trial(
+        "by-prometheus",
+        (&[], failing),
+        by_prometheus("steady", 1_000),
+        |trial, load| {
+            let prometheus = Prometheus::start(trial.scene.cluster, "steady")?;
+            trial.rolled_back("ErrorRegression", &["failed"])?;
 
-        // Another version, and more requests reach it than its bound allows.
-        let mut object = trial.object.clone();
-        let env = "/spec/canary/template/spec/containers/0/env/0";
-        *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "2"});
-        object["spec"]["analysis"] = by_prometheus("steady", 2)["analysis"].clone();
-        trial.release.apply_again(&object)?;
-        trial.rolled_back("QueryResult", &["requests", "in 2 windows in a row"])?;
+            // Another version, and more requests reach it than its bound allows.
+            let mut object = trial.object.clone();
+            let env = "/spec/canary/template/spec/containers/0/env/0";
+            *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "2"});
+            object["spec"]["analysis"] = by_prometheus("steady", 2)["analysis"].clone();
+            trial.release.apply_again(&object)?;
+            trial.rolled_back("QueryResult", &["requests", "in 2 windows in a row"])?;
 
-        // A third, and none of its bounds is broken.
-        *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "3"});
-        object["spec"]["analysis"] = trial.object["spec"]["analysis"].clone();
-        trial.release.apply_again(&object)?;
-        trial.release.until_phase("Promoted", TO_END)?;
-        load.still_runs()?;
-        prometheus.remove()
-    })
+            // A third, and none of its bounds is broken.
+            *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "3"});
+            object["spec"]["analysis"] = trial.object["spec"]["analysis"].clone();
+            trial.release.apply_again(&object)?;
+            trial.release.until_phase("Promoted", TO_END)?;
+            load.still_runs()?;
+            prometheus.remove()
+        },
+    )
 }
 
 #[test]
 fn without_its_prometheus_a_release_is_held_and_goes_on_when_that_is_back() -> Outcome {
-    trial("prometheus-stopped", (&[], &[]), by_prometheus("stopped", 1_000), |trial, load| {
-        let prometheus = Prometheus::start(trial.scene.cluster, "stopped")?;
-        trial.release.until("a window has passed", TO_END, |moment| {
-            moment.status.checks.iter().any(|check| check.verdict == "Pass")
-        })?;
-        prometheus.stop()?;
-        let held = trial.held("AnalysisError")?;
-        let analysed = held.status.condition("Analysed").context("there is no condition Analysed")?;
-        ensure!(
-            (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
-            "Analysed is {analysed:?}"
-        );
-        says(&held.status.message, &["Prometheus", "stopped"])?;
-        trial.stays_held("AnalysisError", "50", load)?;
-        prometheus.start_again()?;
-        trial.promoted()?;
-        prometheus.remove()
-    })
+    trial(
+        "prometheus-stopped",
+        (&[], &[]),
+        by_prometheus("stopped", 1_000),
+        |trial, load| {
+            let prometheus = Prometheus::start(trial.scene.cluster, "stopped")?;
+            trial.release.until("a window has passed", TO_END, |moment| {
+                moment.status.checks.iter().any(|check| check.verdict == "Pass")
+            })?;
+            prometheus.stop()?;
+            let held = trial.held("AnalysisError")?;
+            let analysed = held
+                .status
+                .condition("Analysed")
+                .context("there is no condition Analysed")?;
+            ensure!(
+                (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
+                "Analysed is {analysed:?}"
+            );
+            says(&held.status.message, &["Prometheus", "stopped"])?;
+            trial.stays_held("AnalysisError", "50", load)?;
+            prometheus.start_again()?;
+            trial.promoted()?;
+            prometheus.remove()
+        },
+    )
 }
