@@ -9,7 +9,7 @@ use canary_e2e::{
     metrics::Counts,
     release::{Moment, nothing_of_the_canary_left},
     scene::Outcome,
-    trial::{Env, Exposure, TO_BE_LIVE, TO_END, Trial, tell, trial},
+    trial::{Env, Exposure, TO_BE_LIVE, Trial, tell, trial},
 };
 use jiff::Timestamp;
 use serde_json::json;
