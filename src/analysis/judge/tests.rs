@@ -269,6 +269,36 @@ fn a_version_2_that_fails_is_found_within_seconds() {
 }
 
 #[test]
+fn clients_that_give_up_are_failures_in_a_comparison_and_not_by_a_bound_unless_they_are_asked_for() {
+    let given_up = |check: Value| {
+        let mut trial = trial(json!({"interval": "30s", "failureLimit": 1, "checks": [check]}));
+        trial.look();
+        for (side, code) in [(&mut trial.counts.stable, 200), (&mut trial.counts.canary, 499)] {
+            side.requests.insert(Status::Code(code), 200);
+            side.answered.insert(Status::Code(code), 200);
+        }
+        verdict(&trial.seconds(30, WELL, Rate(5, 0)))
+    };
+    let asked = json!({"min": 99, "failures": ["5xx", "499"]});
+    assert_eq!(
+        given_up(json!({"name": "errors", "errorRegression": {}})),
+        Some(Verdict::Breach)
+    );
+    assert_eq!(
+        given_up(json!({"name": "errors", "errorRegression": {"failures": ["5xx"]}})),
+        Some(Verdict::Pass)
+    );
+    assert_eq!(
+        given_up(json!({"name": "success", "successRate": {"min": 99}})),
+        Some(Verdict::Pass)
+    );
+    assert_eq!(
+        given_up(json!({"name": "success", "successRate": asked})),
+        Some(Verdict::Breach)
+    );
+}
+
+#[test]
 fn failures_are_weighed_while_a_raised_weight_still_spreads() {
     let mut trial = trial(comparison());
     trial.in_force.live = at(60);
