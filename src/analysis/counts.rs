@@ -129,6 +129,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// nginx's own for a client that closed the connection before it had an answer.
+    pub const GIVEN_UP: Self = Self::Code(499);
+
     /// Of the label's value.
     #[must_use]
     pub fn parse(text: &str) -> Self {

@@ -66,7 +66,10 @@ mod tests {
             "steps": [{"weight": 10, "hold": "1m"}], "analysis": analysis});
         let servers: Vec<_> = servers.iter().map(|name| (*name).to_owned()).collect();
         let found = findings(&serde_json::from_value(spec).unwrap(), &servers);
-        found.into_iter().map(|finding| format!("{}: {}", finding.reason, finding.message)).collect()
+        found
+            .into_iter()
+            .map(|finding| format!("{}: {}", finding.reason, finding.message))
+            .collect()
     }
 
     fn query(query: &str) -> Value {
@@ -82,24 +85,37 @@ mod tests {
     fn the_only_server_needs_no_name() {
         assert_eq!(told(json!({"source": "prometheus"}), &["main"]), [""; 0]);
         assert_eq!(told(query("sum(orders)"), &["main"]), [""; 0]);
-        assert_eq!(told(json!({"source": "prometheus", "prometheus": "b"}), &["a", "b"]), [""; 0]);
+        assert_eq!(
+            told(json!({"source": "prometheus", "prometheus": "b"}), &["a", "b"]),
+            [""; 0]
+        );
     }
 
     #[test]
     fn a_server_that_does_not_exist_is_told_with_those_that_do() {
-        insta::assert_snapshot!([
-            told(json!({"source": "prometheus"}), &[]),
-            told(json!({"source": "prometheus"}), &["a", "b"]),
-            told(json!({"source": "prometheus", "prometheus": "c"}), &["a", "b"]),
-            told(json!({"checks": [{"name": "orders", "prometheus": {"query": "1", "min": 1, "server": "c"}}]}), &["a"]),
-        ]
-        .concat()
-        .join("\n"));
+        insta::assert_snapshot!(
+            [
+                told(json!({"source": "prometheus"}), &[]),
+                told(json!({"source": "prometheus"}), &["a", "b"]),
+                told(json!({"source": "prometheus", "prometheus": "c"}), &["a", "b"]),
+                told(
+                    json!({"checks": [{"name": "orders", "prometheus": {"query": "1", "min": 1, "server": "c"}}]}),
+                    &["a"]
+                ),
+            ]
+            .concat()
+            .join("\n")
+        );
     }
 
     #[test]
     fn a_query_that_cannot_be_read_is_told_with_its_field() {
-        let [told] = &told(query("sum(orders"), &["main"])[..] else { panic!() };
-        assert!(told.starts_with("QueryInvalid: spec.analysis.checks[orders].prometheus.query: "), "{told}");
+        let [told] = &told(query("sum(orders"), &["main"])[..] else {
+            panic!()
+        };
+        assert!(
+            told.starts_with("QueryInvalid: spec.analysis.checks[orders].prometheus.query: "),
+            "{told}"
+        );
     }
 }
