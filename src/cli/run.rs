@@ -84,8 +84,8 @@ pub enum RunError {
     Cluster(#[from] kube::config::InferConfigError),
     #[error("the cluster's configuration cannot be used: {0}")]
     Client(#[from] kube::Error),
-    #[error("--prometheus-config {}: {1}", .0.display())]
-    Prometheus(PathBuf, ConfigError),
+    #[error("--prometheus-config {}: {error}", path.display())]
+    Prometheus { path: PathBuf, error: ConfigError },
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
@@ -114,7 +114,10 @@ pub fn run(options: Options) -> Result<(), RunError> {
 async fn operate(options: Options) -> Result<(), RunError> {
     let metrics = Metrics::new()?;
     let servers = match &options.prometheus_config {
-        Some(path) => Servers::open(path).map_err(|error| RunError::Prometheus(path.clone(), error))?,
+        Some(path) => Servers::open(path).map_err(|error| RunError::Prometheus {
+            path: path.clone(),
+            error,
+        })?,
         None => Servers::default(),
     };
     let client = connect(Config::infer().await?, &metrics.api)?;
@@ -134,7 +137,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
                 Arc::new(Http::default()),
                 controllers,
             )),
-            prometheus: None,
+            prometheus: Some(prometheus.clone()),
         },
         client,
         clock,
