@@ -3,8 +3,8 @@
 //! Neither `rate()` nor `increase()`: they cannot see the first value of a series, which is a version's first failure, and
 //! nothing is left of them where every request failed. Instead the samples themselves are asked for, with the times at which
 //! they were scraped, and counted as scraped ones are. A range is asked for that just reaches back to the last scrape, so that
-//! a series costs its labels and a sample or two, some 450 bytes; asking for values at one time and for their `timestamp()`
-//! would write the labels twice, and the second time without the name of the metric.
+//! a series costs its labels and a few samples, 520 bytes (measured: 4.1 MB for 7,826 series); asking for values at one time and
+//! for their `timestamp()` would write the labels twice, the second time without the name of the metric.
 
 use super::{
     Prometheus,
@@ -33,7 +33,7 @@ use tokio::{
 
 /// From one look to the next. Prometheus scrapes every 15 to 60 s as a rule; a look that finds nothing newer is cheap.
 const EVERY: Duration = Duration::from_secs(5);
-/// Bytes of an answer at most: about 35,000 series.
+/// Bytes of an answer at most: about 32,000 series.
 const LIMIT: usize = 16 << 20;
 /// Looks in which nothing of the release is found before it is asked again why.
 const BETWEEN_DOUBTS: u32 = 12;
