@@ -188,7 +188,7 @@ pub struct Reading {
 
 /// Names a series by its family and all of its labels, method, path and host included.
 #[must_use]
-pub fn series(family: Family, labels: &str) -> u64 {
+pub fn series(family: Family, labels: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (family, labels).hash(&mut hasher);
     hasher.finish()

@@ -5,7 +5,7 @@ use crate::{
         Answer, Counts, Interest, Judge, Judged, Look, Rules, Scraper, Subscription,
         prometheus::{self, Prometheus, Template},
     },
-    api::{CanaryRelease, CheckKind, Source},
+    api::{CanaryRelease, CheckKind, Query, Source},
     observe::{View, Wake},
     release::{server, to_judge},
     routing::Routing,
@@ -79,28 +79,26 @@ impl Counter {
 
 /// A query that is asked.
 struct Asked {
-    server: Result<String, String>,
-    query: Result<String, String>,
+    /// Hash of the check.
+    check: String,
     every: Duration,
+    server: Result<String, String>,
     since: Timestamp,
-    watch: Option<prometheus::Watch>,
+    watch: Result<prometheus::Watch, String>,
 }
 
 impl Asked {
-    fn is_same(&self, other: &Self) -> bool {
-        (&self.server, &self.query, self.every) == (&other.server, &other.query, other.every)
-    }
-
     fn answer(&self) -> Option<Answer> {
-        if let Err(why) = self.server.as_ref().and(self.query.as_ref()) {
-            let (at, result) = (self.since, Err(why.clone()));
-            return Some(Answer { at, result });
+        match &self.watch {
+            Err(why) => Some(Answer {
+                at: self.since,
+                result: Err(why.clone()),
+            }),
+            Ok(watch) => watch.latest().map(|latest| Answer {
+                at: latest.at,
+                result: latest.value.map_err(|error| error.to_string()),
+            }),
         }
-        let latest = self.watch.as_ref()?.latest()?;
-        Some(Answer {
-            at: latest.at,
-            result: latest.value.map_err(|error| error.to_string()),
-        })
     }
 }
 
@@ -229,30 +227,44 @@ impl Judging {
     /// Queries come and go with the spec; one that asks something else is asked anew.
     fn ask(&self, key: &(String, String), entry: &mut Entry, rules: &Rules, now: Timestamp) {
         let mut before = std::mem::take(&mut entry.queries);
+        let servers = self.servers();
         for rule in &rules.checks {
             let Some(CheckKind::Query(query)) = rule.check.kind() else {
                 continue;
             };
-            let template = Template::parse(&query.query).map_err(|error| error.to_string());
-            let mut asked = Asked {
-                server: server(query.server.as_deref().or(rules.server.as_deref()), &self.servers()),
-                query: template.map(|template| template.render(&entry.interest, rules.interval)),
+            let (name, server) = (
+                &rule.check.name,
+                server(query.server.as_deref().or(rules.server.as_deref()), &servers),
+            );
+            let same =
+                |asked: &Asked| asked.check == rule.asked && asked.every == rules.interval && asked.server == server;
+            let asked = before.remove(name).filter(same).unwrap_or_else(|| Asked {
+                check: rule.asked.clone(),
                 every: rules.interval,
+                watch: self.watch(key, &server, query, &entry.interest, rules.interval),
+                server,
                 since: now,
-                watch: None,
-            };
-            match before.remove(&rule.check.name).filter(|known| known.is_same(&asked)) {
-                Some(known) => asked = known,
-                None => {
-                    if let (Some(prometheus), Ok(server), Ok(query)) =
-                        (&self.sources.prometheus, &asked.server, &asked.query)
-                    {
-                        asked.watch = Some(prometheus.watch(server, query.clone(), asked.every, self.waker(key)));
-                    }
-                }
-            }
-            entry.queries.insert(rule.check.name.clone(), asked);
+            });
+            entry.queries.insert(name.clone(), asked);
         }
+    }
+
+    fn watch(
+        &self,
+        key: &(String, String),
+        server: &Result<String, String>,
+        query: &Query,
+        interest: &Interest,
+        every: Duration,
+    ) -> Result<prometheus::Watch, String> {
+        let server = server.as_ref().map_err(Clone::clone)?;
+        let template = Template::parse(&query.query).map_err(|error| error.to_string())?;
+        let prometheus = self
+            .sources
+            .prometheus
+            .as_ref()
+            .ok_or_else(|| format!("{server} cannot be asked"))?;
+        Ok(prometheus.watch(server, template.render(interest, every), every, self.waker(key)))
     }
 
     /// The release needs no judging.

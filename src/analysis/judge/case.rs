@@ -20,6 +20,8 @@ const SLACK: Duration = Duration::from_secs(2);
 /// By how much version 2's failures may exceed version 1's, as a share of the requests, where chance does not decide about
 /// each request and the sequential test does not hold.
 const TOLERATED: f64 = 0.05;
+/// Characters of a message: the schema's bound, and an API server that refuses a status stops the release.
+const LONGEST_MESSAGE: usize = 1024;
 /// Where nothing else is asked for, answers above these are slow: between them lie most services.
 const EDGES: [Duration; 5] = [
     Duration::from_millis(100),
@@ -441,6 +443,7 @@ impl Case {
         // Told once while it lasts: a time that moves would be a change without news.
         let same = status.verdict == Some(Verdict::Error) && finding.verdict == Verdict::Error && status.step == step;
         let message = format!("{} {}", status.name, finding.words);
+        let message: String = message.chars().take(LONGEST_MESSAGE).collect();
         if same && status.message.as_ref() == Some(&message) {
             return;
         }

@@ -224,6 +224,16 @@ fn counts_that_do_not_come_are_an_error_and_the_window_ends_when_they_come_again
 }
 
 #[test]
+fn a_message_keeps_to_the_bound_of_the_status_however_many_controllers_are_silent() {
+    let mut trial = trial(success(99.0));
+    trial.seconds(20, WELL, Rate(10, 0));
+    trial.counts.complete = false;
+    trial.counts.missing = vec!["ingress-nginx/ü: no connection".to_owned(); 100];
+    let judged = trial.seconds(20, WELL, Rate(10, 0));
+    assert_eq!(message(&judged).chars().count(), 1024);
+}
+
+#[test]
 fn controllers_that_nobody_asks_are_an_error() {
     let mut trial = trial(success(99.0));
     trial.seconds(20, WELL, Rate(10, 0));
