@@ -637,6 +637,35 @@ fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
     })
 }
 
+#[test]
+fn a_server_and_a_query_that_cannot_be_asked_stall_it_and_others_mend_it() -> Outcome {
+    play("unasked", |scene| {
+        let namespace = &scene.namespace;
+        App::new("shop", &scene.host()).deploy(namespace)?;
+        let with = |server: &str, query: &str| {
+            let mut object = release_of_v3(&[(30, "10m")]);
+            object["spec"]["target"] = json!({"deployment": "shop"});
+            let check = json!({"name": "orders", "prometheus": {"query": query, "min": 1}});
+            object["spec"]["analysis"] = json!({"prometheus": server, "checks": [check]});
+            object
+        };
+        let release = Release::apply(namespace, &with("unheard-of", "up"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.prometheus", "unheard-of", "steady"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m])"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.checks[orders].prometheus.query", "line 1"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m]))"))?;
+        goes_on(&release)
+    })
+}
+
 /// The condition `Stalled` names these things, and nothing of a canary was made.
 fn stalls(namespace: &Namespace, release: &Release<'_>, names: &[&str]) -> Result<()> {
     let stalled = release.until("Stalled is True", TO_STALL, |moment| {
