@@ -218,7 +218,7 @@ pub struct SuccessRate {
     #[schemars(range(min = 0.0, max = 100.0))]
     #[x_kube(validation = Rule::new("self > 1.0").message("successRate.min is in percent, such as 99.5: with 1 or less nearly every request may fail"))]
     pub min: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }
@@ -248,7 +248,7 @@ pub struct ErrorRegression {
     #[serde(default = "default_ignore_below")]
     #[schemars(range(min = 1.0, max = 10.0))]
     pub ignore_below: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx, and 499: the client gave up waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }

@@ -12,7 +12,7 @@ use crate::{
     analysis::{Scraper, scraper},
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
     cluster::{Clock, Metered},
-    controller::{self, Settings},
+    controller::{self, Settings, Sources},
     release::{Command, Verb, commanded},
     render::promotion_patch,
     routing::IngressNginx,
@@ -109,7 +109,10 @@ pub fn settings(server: &ApiServer, nginx: &Nginx, settle: Duration) -> Result<S
     let fetch = Arc::new(nginx.clone());
     let scraper = Scraper::new(client.clone(), clock.clone(), fetch, scraper::Settings::default());
     Ok(Settings {
-        scraper: Some(scraper),
+        sources: Sources {
+            scraper: Some(scraper),
+            prometheus: None,
+        },
         client,
         clock,
         routing: Arc::new(IngressNginx::default()),
