@@ -230,7 +230,7 @@ pub struct ErrorRegression {
     /// In how many releases at most a version 2 that fails no oftener is rolled back, whatever the traffic: 0.01 is one in a
     /// hundred.
     #[serde(default = "default_false_rollback")]
-    #[schemars(range(min = 0.000_001, max = 0.5))]
+    #[x_kube(validation = Rule::new(FALSE_ROLLBACK).message(FALSE_ROLLBACK_SAYS))]
     pub false_rollback: f64,
     /// Up to how many times as many failures as version 1's are put up with.
     #[serde(default = "default_ignore_below")]
@@ -250,6 +250,11 @@ impl Default for ErrorRegression {
         }
     }
 }
+
+/// CEL, because the API server cuts a bound of the schema off at its point where the value is an integer: 0 would be no less
+/// than 0.000001.
+const FALSE_ROLLBACK: &str = "self >= 0.000001 && self <= 0.5";
+const FALSE_ROLLBACK_SAYS: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
 
 fn default_false_rollback() -> f64 {
     0.01
@@ -271,7 +276,7 @@ pub struct LatencyRegression {
     pub above: Option<Vec<Duration>>,
     /// In how many releases at most a version 2 that is slow no oftener is rolled back.
     #[serde(default = "default_false_rollback")]
-    #[schemars(range(min = 0.000_001, max = 0.5))]
+    #[x_kube(validation = Rule::new(FALSE_ROLLBACK).message(FALSE_ROLLBACK_SAYS))]
     pub false_rollback: f64,
     /// Up to how many times as many slow answers as version 1's are put up with.
     #[serde(default = "default_ignore_below")]
@@ -323,6 +328,20 @@ pub enum CheckKind<'a> {
     LatencyRegression(&'a LatencyRegression),
     /// `prometheus`
     Query(&'a Query),
+}
+
+impl CheckKind<'_> {
+    /// As written in the spec.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SuccessRate(_) => "successRate",
+            Self::Latency(_) => "latency",
+            Self::ErrorRegression(_) => "errorRegression",
+            Self::LatencyRegression(_) => "latencyRegression",
+            Self::Query(_) => "prometheus",
+        }
+    }
 }
 
 impl Check {

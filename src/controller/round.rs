@@ -53,6 +53,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         others,
     )
     .await?;
+    settings.metrics.judged(&judged);
     seen.judged = judged;
     let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();

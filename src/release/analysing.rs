@@ -21,7 +21,7 @@ const FRESH: u32 = 2;
 const LATE: Duration = Duration::from_secs(15);
 
 pub(super) const AWAITING: &str = "AwaitingVerdict";
-const NO_DATA: &str = "NoData";
+pub(super) const NO_DATA: &str = "NoData";
 const ERROR: &str = "AnalysisError";
 const BREACH: &str = "CheckBreached";
 
@@ -162,8 +162,7 @@ fn tell_changes(draft: &mut Draft<'_>) {
         match check.verdict {
             Some(Verdict::Breach) => draft.note(Level::Warning, BREACH, message),
             Some(Verdict::Error) => draft.note(Level::Warning, ERROR, message),
-            Some(Verdict::NoData) => draft.note(Level::Normal, NO_DATA, message),
-            Some(Verdict::Pass) | None => draft.note(Level::Normal, "CheckPassed", message),
+            Some(Verdict::Pass | Verdict::NoData) | None => draft.note(Level::Normal, "CheckPassed", message),
         }
     }
     let told: Vec<_> = (draft.status.checks.iter())
@@ -172,13 +171,14 @@ fn tell_changes(draft: &mut Draft<'_>) {
     draft.status.verdicts = Some(told.join(", ")).filter(|told| !told.is_empty());
 }
 
-/// A verdict that differs from the one before, and each breach that counts. A first pass is none.
+/// A breach that counts, a source without an answer, and the pass that ends either. Where requests are few, data is missing
+/// now and then: that is told where the release waits for it.
 fn is_news(check: &CheckStatus, before: &[CheckStatus]) -> bool {
     let before = before.iter().find(|other| other.asked == check.asked);
     let (last, breaches) = before.map_or((None, 0), |before| (before.verdict, before.breaches));
     match check.verdict {
-        None => false,
-        Some(Verdict::Pass) => last.is_some_and(|last| last != Verdict::Pass),
+        None | Some(Verdict::NoData) => false,
+        Some(Verdict::Pass) => matches!(last, Some(Verdict::Breach | Verdict::Error)),
         Some(verdict) => last != Some(verdict) || check.breaches > breaches,
     }
 }

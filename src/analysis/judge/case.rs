@@ -36,6 +36,8 @@ pub(super) struct Case {
     pub window: Option<Window>,
     /// When the answer to a query was that was judged last.
     answered: Option<Timestamp>,
+    /// A verdict that nobody has been told of.
+    pub fresh: Option<Verdict>,
 }
 
 /// Requests that are judged together.
@@ -182,6 +184,7 @@ impl Case {
             status,
             window: None,
             answered: None,
+            fresh: None,
         }
     }
 
@@ -430,6 +433,7 @@ impl Case {
             return;
         }
         status.verdict = Some(finding.verdict);
+        self.fresh = Some(finding.verdict);
         (status.value, status.limit, status.requests) = (finding.value, finding.limit, finding.requests);
         status.message = Some(message);
         status.at = Some(Time(at));

@@ -86,6 +86,8 @@ pub struct Span {
 pub struct Judged {
     /// Where each check stands.
     pub checks: Vec<CheckStatus>,
+    /// Verdicts of this very look: kind of check as written, and verdict.
+    pub verdicts: Vec<(&'static str, Verdict)>,
     /// Whether the comparisons with version 1 prove harm together; the one that does most says so.
     pub harm: Option<String>,
     /// Whether all of them rule out a doubling of version 1's failures.
@@ -271,6 +273,10 @@ impl Judge {
             && !compared.is_empty()
             && (self.cases.iter().zip(&look.rules.checks)).all(|(case, rule)| case.is_harmless(rule));
         judged.checks = self.cases.iter().map(|case| case.status.clone()).collect();
+        for (case, rule) in self.cases.iter_mut().zip(&look.rules.checks) {
+            let kind = rule.check.kind().map(|kind| kind.name());
+            judged.verdicts.extend(kind.zip(case.fresh.take()));
+        }
         let counts = look.counts.filter(|counts| counts.complete);
         judged.live = counts.and_then(|counts| Some(self.live.as_ref()?.span(counts)));
         judged.all = look.counts.and_then(|counts| Some(self.first.as_ref()?.span(counts)));

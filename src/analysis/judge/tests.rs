@@ -475,7 +475,7 @@ fn at_weight_0_there_is_nothing_to_compare() {
 #[test]
 fn requests_are_counted_closely_after_a_raise_and_before_a_verdict_and_seldom_between() {
     let mut trial = trial(success(99.0));
-    let mut pace = |trial: &mut Trial, second| {
+    let pace = |trial: &mut Trial, second| {
         trial.second = second;
         trial.look();
         let look = Look {

@@ -269,3 +269,19 @@ fn requests_that_nginx_answered_itself_are_told_at_the_end() {
     assert_eq!(world.phase(), Phase::Promoted, "{}", message(&world));
     insta::assert_snapshot!(message(&world));
 }
+
+#[test]
+fn an_approval_is_asked_for_at_once_and_lets_nothing_go_on_that_has_not_passed() {
+    let approval = json!({"steps": [{"weight": 10, "approval": true}, {"weight": 50, "hold": "1m"}]});
+    let asked = world()
+        .spec(approval)
+        .at_first_step()
+        .later(6)
+        .checks(no_data)
+        .rounds(1);
+    assert_eq!(asked.phase(), Phase::Paused);
+    insta::assert_snapshot!(message(&asked));
+    let approved = asked.later(10).command("approve", "/1").rounds(1);
+    assert_eq!((approved.phase(), step(&approved)), (Phase::Holding, 1));
+    assert_eq!(step(&goes_on(approved.later(10).checks(|_| ()))), 2);
+}
