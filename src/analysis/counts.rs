@@ -129,6 +129,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// nginx's own for a client that closed the connection before it had an answer.
+    pub const GIVEN_UP: Self = Self::Code(499);
+
     /// Of the label's value.
     #[must_use]
     pub fn parse(text: &str) -> Self {
@@ -185,7 +188,7 @@ pub struct Reading {
 
 /// Names a series by its family and all of its labels, method, path and host included.
 #[must_use]
-pub fn series(family: Family, labels: &str) -> u64 {
+pub fn series(family: Family, labels: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (family, labels).hash(&mut hasher);
     hasher.finish()
@@ -356,25 +359,6 @@ impl Counter {
             counted: false,
             pods: HashMap::new(),
         }
-    }
-
-    /// Forgets what was counted, and counts from `since`, which may lie ahead.
-    pub fn reset(&mut self, since: Timestamp) {
-        let pods = std::mem::take(&mut self.pods);
-        *self = Self::new(since);
-        // What was read before counts for before, whatever has come since.
-        self.pods = pods
-            .into_keys()
-            .map(|uid| {
-                (
-                    uid,
-                    Pod {
-                        baseline: true,
-                        ..Pod::default()
-                    },
-                )
-            })
-            .collect();
     }
 
     /// What it came to; none before the first round that began after the counting did.
@@ -672,29 +656,6 @@ mod tests {
             }
         );
         assert_eq!(counts.elsewhere, 9 + 10);
-    }
-
-    #[test]
-    fn a_reset_makes_the_next_round_that_began_later_the_baseline() {
-        let mut counter = Counter::new(at(0));
-        counter.add(round(1, &[said("a", -100, &[reading(1, 50)])]));
-        counter.add(round(2, &[said("a", -100, &[reading(1, 60)])]));
-        counter.reset(at(5));
-        assert_eq!(counter.counts(), None);
-        counter.add(round(4, &[said("a", -100, &[reading(1, 70)])]));
-        assert_eq!(counter.counts(), None);
-        // Series 2 is new, and of before: nobody looked in between.
-        counter.add(round(5, &[said("a", -100, &[reading(1, 80), reading(2, 9)])]));
-        let counts = counter.counts().unwrap();
-        assert_eq!((counts.since, counts.at, counts.canary.total()), (at(5), at(5), 0));
-        counter.add(round(
-            6,
-            &[
-                said("a", -100, &[reading(1, 81), reading(2, 11)]),
-                said("b", 6, &[reading(1, 4)]),
-            ],
-        ));
-        assert_eq!(counter.counts().unwrap().canary.total(), 1 + 2 + 4);
     }
 
     #[test]

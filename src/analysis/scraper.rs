@@ -23,7 +23,6 @@ use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use jiff::Timestamp;
 use kube::Client;
 use std::{
     borrow::Cow,
@@ -33,8 +32,9 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    sync::Notify,
     task::AbortHandle,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// Series of one pod that are kept at most: a release's own are one for each path, host, method and status.
@@ -43,6 +43,8 @@ const MOST_SERIES: usize = 200_000;
 pub const SELECTOR: &str = "app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller";
 /// Where ingress-nginx serves its metrics unless told otherwise.
 pub const PORT: u16 = 10254;
+/// What the names of its metrics begin with.
+pub(super) const PREFIX: &str = "nginx_ingress_controller_";
 /// Without the prefix: requests, those that one upstream answered, and, where times are asked for, how fast.
 const NAMES: [&str; 3] = [
     "requests",
@@ -61,7 +63,8 @@ pub struct Settings {
     pub port: u16,
     /// What the metrics' names begin with.
     pub prefix: String,
-    /// From one round to the next. The controllers' own counters are a second or two behind, so less is of no use.
+    /// From one round to the next at least, and unless whoever subscribes wants less. The controllers' own counters are a
+    /// second or two behind, so oftener is of no use.
     pub interval: Duration,
     /// How long a controller may take for all of its answer.
     pub deadline: Duration,
@@ -75,7 +78,7 @@ impl Default for Settings {
             namespace: Some("ingress-nginx".to_owned()),
             selector: SELECTOR.to_owned(),
             port: PORT,
-            prefix: "nginx_ingress_controller_".to_owned(),
+            prefix: PREFIX.to_owned(),
             interval: Duration::from_secs(1),
             deadline: Duration::from_secs(3),
             limit: 256 << 20,
@@ -184,7 +187,7 @@ impl Fetch for Http {
 }
 
 /// What is at the bottom of an error: the layers above only say that something failed.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
@@ -204,6 +207,8 @@ struct Shared {
     fetch: Arc<dyn Fetch>,
     settings: Settings,
     state: Mutex<State>,
+    /// Somebody wants rounds at another pace.
+    paced: Notify,
 }
 
 #[derive(Default)]
@@ -218,6 +223,15 @@ struct Subscriber {
     interest: Arc<Interest>,
     counter: Counter,
     wake: Wake,
+    every: Duration,
+    woken: Option<Instant>,
+}
+
+impl State {
+    /// How long after a round the next one is wanted.
+    fn pace(&self, least: Duration) -> Duration {
+        self.subscribers.values().map(|s| s.every).min().unwrap_or(least)
+    }
 }
 
 /// Has a release's requests counted; dropping it ends that.
@@ -244,10 +258,12 @@ impl Scraper {
             fetch,
             settings,
             state: Mutex::default(),
+            paced: Notify::new(),
         }))
     }
 
-    /// Counts a release's requests from now on, and calls `wake` after each round. Takes a tokio runtime.
+    /// Counts a release's requests from now on, and calls `wake` after each round, or after fewer once
+    /// [told so](Subscription::every). Takes a tokio runtime.
     #[must_use]
     pub fn subscribe(&self, interest: Interest, wake: impl Fn() + Send + Sync + 'static) -> Subscription {
         let mut state = self.0.lock();
@@ -257,8 +273,11 @@ impl Scraper {
             interest: Arc::new(interest),
             counter: Counter::new(self.0.clock.now()),
             wake: Arc::new(wake),
+            every: self.0.settings.interval,
+            woken: None,
         };
         state.subscribers.insert(number, subscriber);
+        self.0.paced.notify_one();
         if state.rounds.as_ref().is_none_or(AbortHandle::is_finished) {
             state.rounds = Some(tokio::spawn(rounds(self.0.clone())).abort_handle());
         }
@@ -277,11 +296,16 @@ impl Subscription {
         state.subscribers.get(&self.number)?.counter.counts().cloned()
     }
 
-    /// Forgets what was counted and counts from `at`, which may lie ahead: a weight that was just written is not in force
-    /// everywhere yet, and what is counted lags a second or two behind.
-    pub fn reset(&self, at: Timestamp) {
-        if let Some(subscriber) = self.shared.lock().subscribers.get_mut(&self.number) {
-            subscriber.counter.reset(at);
+    /// From now on a look so often is enough: the controllers are asked as often as the most eager subscriber wants, and
+    /// this one is woken after the rounds nearest to its own interval. Less than [`Settings::interval`] counts as that.
+    pub fn every(&self, length: Duration) {
+        let every = length.max(self.shared.settings.interval);
+        let mut state = self.shared.lock();
+        if let Some(subscriber) = state.subscribers.get_mut(&self.number)
+            && subscriber.every != every
+        {
+            subscriber.every = every;
+            self.shared.paced.notify_one();
         }
     }
 }
@@ -291,6 +315,7 @@ impl Drop for Subscription {
         let mut state = self.shared.lock();
         // Dropped after the lock: what its callback holds is not ours to know.
         let _gone = state.subscribers.remove(&self.number);
+        self.shared.paced.notify_one();
         if state.subscribers.is_empty()
             && let Some(rounds) = state.rounds.take()
         {
@@ -302,13 +327,12 @@ impl Drop for Subscription {
 
 async fn rounds(shared: Arc<Shared>) {
     let controllers = Controllers::watch(&shared.client, &shared.settings);
-    let mut ticks = interval(shared.settings.interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // A cluster that does not list them is told of, not waited for.
     let _ = timeout(shared.settings.deadline, controllers.listed()).await;
     loop {
-        ticks.tick().await;
-        shared.round(controllers.list()).await;
+        let began = Instant::now();
+        shared.round(began, controllers.list()).await;
+        shared.due(began).await;
     }
 }
 
@@ -318,7 +342,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn round(&self, listing: Listing) {
+    /// Waits until the next round is due, after one that began at `began`.
+    async fn due(&self, began: Instant) {
+        loop {
+            let pace = self.lock().pace(self.settings.interval);
+            tokio::select! {
+                biased;
+                () = self.paced.notified() => {}
+                () = sleep_until(began + pace) => return,
+            }
+        }
+    }
+
+    async fn round(&self, at: Instant, listing: Listing) {
         let began = self.clock.now();
         let subscribers = Subscribers::new(
             self.lock()
@@ -350,6 +386,7 @@ impl Shared {
         let mut wakes = Vec::new();
         {
             let mut state = self.lock();
+            let half = state.pace(self.settings.interval) / 2;
             for (index, number) in subscribers.numbers.iter().enumerate() {
                 // Gone since.
                 let Some(subscriber) = state.subscribers.get_mut(number) else {
@@ -373,7 +410,13 @@ impl Shared {
                     unready: unready.clone(),
                     unlisted: listing.unlisted.clone(),
                 });
-                wakes.push(subscriber.wake.clone());
+                if subscriber
+                    .woken
+                    .is_none_or(|woken| at + half >= woken + subscriber.every)
+                {
+                    subscriber.woken = Some(at);
+                    wakes.push(subscriber.wake.clone());
+                }
             }
         }
         // Outside of the lock: who is woken may ask at once.
@@ -493,7 +536,7 @@ impl Kept {
 }
 
 /// A counter's value; floats hold whole numbers up to 2^53 exactly, and no controller counts that far.
-fn count(value: f64) -> Option<u64> {
+pub(super) fn count(value: f64) -> Option<u64> {
     (value >= 0.0 && value < 2f64.powi(53)).then_some(value as u64)
 }
 

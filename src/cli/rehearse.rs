@@ -16,6 +16,9 @@ pub struct Options {
     /// Version 2's image prints this line and exits, unless the release gives it another command.
     #[arg(long, value_name = "LINE")]
     crash: Option<String>,
+    /// Requests a second, divided evenly among the paths of all Ingresses.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 50)]
+    traffic: u32,
     /// Seed of everything that is random in the simulated cluster.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -50,6 +53,7 @@ pub fn rehearse(options: &Options) -> Result<bool, RehearseError> {
     println!("simulated: no cluster is involved; times are virtual\n");
     let script = Script {
         crash: options.crash.clone(),
+        traffic: options.traffic,
         seed: options.seed,
     };
     let outcome = play(manifests, &script, &mut std::io::stdout())?;

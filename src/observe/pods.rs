@@ -14,7 +14,13 @@ const HOPELESS: [&str; 7] = [
     "RunContainerError",
 ];
 
-/// A container that does not run, and why.
+/// A container that ends so often by itself, and runs in between, is not well: the kubelet's back-off, which tells of a
+/// crash loop, is forgotten after ten minutes.
+const RESTARTS: i32 = 3;
+/// The reason of such a container.
+pub const RESTARTING: &str = "Restarting";
+
+/// A container that does not run, or not for long, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// Name of the pod.
@@ -37,7 +43,25 @@ pub fn failure(pod: &Pod) -> Option<Failure> {
     let status = pod.status.as_ref()?;
     let init = status.init_container_statuses.as_deref().unwrap_or_default();
     let main = status.container_statuses.as_deref().unwrap_or_default();
-    init.iter().chain(main).find_map(|container| failed(pod, container))
+    let failed = init.iter().chain(main).find_map(|container| failed(pod, container));
+    // What an init container does before it succeeds is nobody's request.
+    failed.or_else(|| main.iter().find_map(|container| restarting(pod, container)))
+}
+
+fn restarting(pod: &Pod, container: &ContainerStatus) -> Option<Failure> {
+    let last = container.last_state.as_ref()?.terminated.as_ref()?;
+    (container.restart_count >= RESTARTS).then(|| Failure {
+        pod: pod.name_any(),
+        container: container.name.clone(),
+        reason: RESTARTING.to_owned(),
+        message: format!(
+            "it has restarted {} times, last because of {}",
+            container.restart_count,
+            last.reason.as_deref().unwrap_or("an unknown reason")
+        ),
+        exit_code: Some(last.exit_code),
+        ran: true,
+    })
 }
 
 fn failed(pod: &Pod, container: &ContainerStatus) -> Option<Failure> {
@@ -96,6 +120,27 @@ mod tests {
             "containerStatuses": [waiting("app", "PodInitializing")]}),
         ));
         assert_eq!(seen.unwrap().container, "migrate");
+    }
+
+    #[test]
+    fn a_container_that_keeps_ending_is_told_though_it_runs_again() {
+        let restarted = |times: i32| {
+            failure(&pod(
+                json!({"containerStatuses": [{"name": "app", "ready": true, "restartCount": times, "image": "", "imageID": "",
+                "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]}),
+            ))
+        };
+        assert_eq!(restarted(2), None);
+        let seen = restarted(3).unwrap();
+        assert_eq!((seen.reason.as_str(), seen.exit_code), ("Restarting", Some(137)));
+        assert_eq!(seen.message, "it has restarted 3 times, last because of OOMKilled");
+    }
+
+    #[test]
+    fn an_init_container_may_try_until_it_succeeds() {
+        let status = json!({"initContainerStatuses": [{"name": "migrate", "ready": false, "restartCount": 5, "image": "", "imageID": "",
+            "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]});
+        assert_eq!(failure(&pod(status)), None);
     }
 
     #[test]

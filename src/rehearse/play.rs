@@ -4,13 +4,15 @@ use super::{
     ApiServer, Key, World,
     actors::behaviour::Behaviour,
     json::{int, items, text},
+    nginx::Nginx,
     server::{error::ApiError, patch, resource::Resource},
     world::{TimedOut, runtime},
 };
 use crate::{
+    analysis::{Scraper, scraper},
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
     cluster::{Clock, Metered},
-    controller::{self, Settings},
+    controller::{self, Settings, Sources},
     release::{Command, Verb, commanded},
     render::promotion_patch,
     routing::IngressNginx,
@@ -27,12 +29,25 @@ const NAMESPACE: &str = "default";
 const HOST: &str = "rehearsal.example";
 
 /// How the rehearsed version 2 behaves.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Script {
     /// Version 2's image prints this and exits, unless the release gives it another command.
     pub crash: Option<String>,
+    /// Requests a second, divided evenly among the paths of all Ingresses.
+    pub traffic: u32,
     /// Seed of everything that is random in the world.
     pub seed: u64,
+}
+
+impl Default for Script {
+    /// Version 2 is well, with 50 requests a second.
+    fn default() -> Self {
+        Self {
+            crash: None,
+            traffic: 50,
+            seed: 0,
+        }
+    }
 }
 
 /// Why a rehearsal could not be played.
@@ -79,11 +94,11 @@ impl Clock for super::clock::VirtualClock {
     }
 }
 
-/// Settings with which the real controller runs against a rehearsed API server.
+/// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`.
 ///
 /// # Errors
 /// Never in practice: the metrics' names are constants.
-pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, prometheus::Error> {
+pub fn settings(server: &ApiServer, nginx: &Nginx, settle: Duration) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
     let client = ClientBuilder::new(server.clone(), NAMESPACE)
         .with_layer(&Metered {
@@ -91,8 +106,13 @@ pub fn settings(server: &ApiServer, settle: Duration) -> Result<Settings, promet
         })
         .build();
     let clock = Arc::new(server.clock());
+    let fetch = Arc::new(nginx.clone());
+    let scraper = Scraper::new(client.clone(), clock.clone(), fetch, scraper::Settings::default());
     Ok(Settings {
-        scraper: None,
+        sources: Sources {
+            scraper: Some(scraper),
+            prometheus: None,
+        },
         client,
         clock,
         routing: Arc::new(IngressNginx::default()),
@@ -115,7 +135,8 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
         for manifest in others {
             apply(&world, manifest)?;
         }
-        let settings = settings(&world.server, Duration::from_secs(6))?;
+        world.traffic(script.traffic);
+        let settings = settings(&world.server, &world.nginx, Duration::from_secs(6))?;
         world.spawn(controller::run(settings, None, std::future::pending()));
         let mut outcome = Err(PlayError::NoRelease);
         for manifest in releases {
@@ -134,12 +155,8 @@ fn apply(world: &World, mut manifest: Value) -> Result<(), PlayError> {
         .map_err(|error| PlayError::Refused { object, error })
 }
 
-async fn one(world: &World, mut manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
+async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
     let name = text(&manifest, "/metadata/name").to_owned();
-    if manifest.pointer("/spec/analysis").is_none() {
-        // The rehearsed controllers count no requests.
-        super::json::set(&mut manifest, "/spec/analysis", json!({"checks": []}));
-    }
     let release: CanaryRelease = serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable {
         name: name.clone(),
         error,

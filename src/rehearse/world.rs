@@ -1,10 +1,14 @@
 //! One world: API server, actors and clock, from a seed.
 
 use super::{
-    actors::{self, behaviour::Behaviour, kubelet::Settings},
+    actors::{
+        self,
+        behaviour::{Answers, Behaviour},
+        kubelet::Settings,
+    },
     clock::VirtualClock,
     json::items,
-    nginx::{Nginx, model::CONTROLLER},
+    nginx::{Nginx, controller_pod, model::CONTROLLER},
     server::{ApiServer, error::ApiError},
 };
 use jiff::Timestamp;
@@ -23,6 +27,7 @@ pub struct World {
     /// ingress-nginx.
     pub nginx: Nginx,
     settings: watch::Sender<Settings>,
+    traffic: watch::Sender<u32>,
     tasks: JoinSet<()>,
 }
 
@@ -40,7 +45,7 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 pub struct TimedOut(pub Duration);
 
 impl World {
-    /// A world with an ingress-nginx IngressClass and nothing else.
+    /// A world with an IngressClass and a controller of ingress-nginx, and nothing else.
     pub fn new(seed: u64) -> Self {
         // kube's watcher jitters its back-off with the thread's generator.
         fastrand::seed(seed);
@@ -49,20 +54,25 @@ impl World {
         let (settings, seen) = watch::channel(Settings::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(actors::deployment::run(server.clone()));
-        tasks.spawn(actors::kubelet::run(server.clone(), seen));
+        tasks.spawn(actors::kubelet::run(server.clone(), seen.clone()));
         tasks.spawn(actors::endpoints::run(server.clone()));
         tasks.spawn(actors::garbage::run(server.clone()));
-        let nginx = Nginx::new(server.clone(), seed.wrapping_add(1));
+        let nginx = Nginx::new(server.clone(), seen, seed.wrapping_add(1));
         tasks.spawn(nginx.clone().run());
+        let (traffic, wanted) = watch::channel(0);
+        tasks.spawn(actors::clients::run(nginx.clone(), wanted));
         let world = Self {
             server,
             nginx,
             settings,
+            traffic,
             tasks,
         };
         let class = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": "nginx"}, "spec": {"controller": CONTROLLER}});
-        // Nothing can refuse the first object of an empty store.
-        let _ = world.apply(class);
+        for object in [class, controller_pod("ingress-nginx-controller-0")] {
+            // Nothing can refuse the first objects of an empty store.
+            let _ = world.apply(object);
+        }
         world
     }
 
@@ -101,6 +111,16 @@ impl World {
     /// Pods with a container of this image behave so from now on.
     pub fn image_behaves(&self, image: &str, behaviour: Behaviour) {
         self.kubelet(|s| s.behaviours.image(image, behaviour));
+    }
+
+    /// Pods with a container of this image answer so from now on.
+    pub fn image_answers(&self, image: &str, answers: Answers) {
+        self.kubelet(|s| s.behaviours.answers(image, answers));
+    }
+
+    /// From now on clients send so many plain requests a second, divided evenly among the locations of all Ingresses.
+    pub fn traffic(&self, per_second: u32) {
+        self.traffic.send_replace(per_second);
     }
 
     /// Runs a future, such as a controller, as one more part of the world.

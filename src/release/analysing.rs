@@ -1,7 +1,7 @@
 //! What follows from the verdicts on version 2: the weight stays, the release goes on, or version 1 gets all requests back.
 
 use super::{
-    Level,
+    Level, Schedule,
     draft::{Draft, Flow},
     ending,
 };
@@ -14,12 +14,14 @@ use k8s_openapi::{api::networking::v1::Ingress, apimachinery::pkg::apis::meta::v
 use kube::ResourceExt;
 use std::{sync::Arc, time::Duration};
 
+/// How long a step without a hold is taken to last.
+const UNHELD: Duration = Duration::from_secs(30);
 /// A verdict is fresh for so many intervals and this time: windows follow each other, and counts come a little later.
 const FRESH: u32 = 2;
 const LATE: Duration = Duration::from_secs(15);
 
 pub(super) const AWAITING: &str = "AwaitingVerdict";
-const NO_DATA: &str = "NoData";
+pub(super) const NO_DATA: &str = "NoData";
 const ERROR: &str = "AnalysisError";
 const BREACH: &str = "CheckBreached";
 
@@ -160,8 +162,7 @@ fn tell_changes(draft: &mut Draft<'_>) {
         match check.verdict {
             Some(Verdict::Breach) => draft.note(Level::Warning, BREACH, message),
             Some(Verdict::Error) => draft.note(Level::Warning, ERROR, message),
-            Some(Verdict::NoData) => draft.note(Level::Normal, NO_DATA, message),
-            Some(Verdict::Pass) | None => draft.note(Level::Normal, "CheckPassed", message),
+            Some(Verdict::Pass | Verdict::NoData) | None => draft.note(Level::Normal, "CheckPassed", message),
         }
     }
     let told: Vec<_> = (draft.status.checks.iter())
@@ -170,13 +171,14 @@ fn tell_changes(draft: &mut Draft<'_>) {
     draft.status.verdicts = Some(told.join(", ")).filter(|told| !told.is_empty());
 }
 
-/// A verdict that differs from the one before, and each breach that counts. A first pass is none.
+/// A breach that counts, a source without an answer, and the pass that ends either. Where requests are few, data is missing
+/// now and then: that is told where the release waits for it.
 fn is_news(check: &CheckStatus, before: &[CheckStatus]) -> bool {
     let before = before.iter().find(|other| other.asked == check.asked);
     let (last, breaches) = before.map_or((None, 0), |before| (before.verdict, before.breaches));
     match check.verdict {
-        None => false,
-        Some(Verdict::Pass) => last.is_some_and(|last| last != Verdict::Pass),
+        None | Some(Verdict::NoData) => false,
+        Some(Verdict::Pass) => matches!(last, Some(Verdict::Breach | Verdict::Error)),
         Some(verdict) => last != Some(verdict) || check.breaches > breaches,
     }
 }
@@ -309,7 +311,7 @@ fn counted(check: &CheckStatus, rules: &Rules) -> String {
     match check.breaches {
         0 => told,
         some => format!(
-            "{told}, {some} of {} in a row that roll back (failureLimit)",
+            "{told}, {some} of {} windows in a row (failureLimit)",
             rules.failure_limit
         ),
     }
@@ -336,6 +338,37 @@ pub(super) fn may_end_early(draft: &Draft<'_>, rollout: &Rollout) -> bool {
         && draft.seen.judged.harmless
         && weight(rollout) > Weight::ZERO
         && doubt(draft, rollout).is_none()
+}
+
+/// Traffic that is watched for less is no measure.
+const MEASURED: Duration = Duration::from_secs(3);
+/// A plan that misses a doubling of failures more often than not is worth a warning.
+const LIKELY: f64 = 0.5;
+
+/// What the schedule can find at the traffic that version 1 has, told before version 2 gets any.
+pub(super) fn tell_power(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) {
+    let Some(all) = draft.seen.judged.all.as_ref().filter(|_| rollout.power.is_none()) else {
+        return;
+    };
+    let length = Duration::try_from(all.until.duration_since(all.since)).unwrap_or_default();
+    let steps = (1..=schedule.len()).filter_map(|number| schedule.step(number));
+    let steps = steps.filter(|step| step.weight > Weight::ZERO).map(|step| {
+        let hold = step.hold.map_or(UNHELD, |hold| hold.get());
+        (step.weight.fraction(), hold.as_secs_f64())
+    });
+    let rules = rules(&draft.seen.release, rollout);
+    let Some((plan, failing)) = rules.plan(steps.collect(), &all.stable).filter(|_| length >= MEASURED) else {
+        return;
+    };
+    let judged: u64 = all.stable.judged().values().sum();
+    #[allow(clippy::cast_precision_loss)] // Counts stay far below 2^52.
+    let per_second = judged as f64 / length.as_secs_f64();
+    let words = plan.in_words(per_second, failing);
+    if plan.power(per_second, failing, 2.0) < LIKELY {
+        draft.note(Level::Warning, "PreflightWarning", words.clone());
+        rollout.warnings.push(words.clone());
+    }
+    rollout.power = Some(words);
 }
 
 /// How old told numbers may get.

@@ -573,14 +573,14 @@ impl<'a> Draft<'a> {
             if paused { message.clone() } else { String::new() },
         );
         if let Some(rollout) = rollout {
+            let (analysed, why, told) = analysing::analysed(&self.status.checks);
+            self.tell(types::ANALYSED, analysed.map_or(Truth::Unknown, Truth::from), why, told);
             let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
             if led && rollout.drained_since.is_none() {
                 let (live, why, told) = weight_live(rollout, self.settle, self.now);
                 self.tell(types::WEIGHT_LIVE, live, why, told);
                 let (verified, why, told) = split_verified(rollout);
                 self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
-                let (analysed, why, told) = analysing::analysed(&self.status.checks);
-                self.tell(types::ANALYSED, analysed.map_or(Truth::Unknown, Truth::from), why, told);
             }
             let why = self.seen.failure.as_ref().map_or(
                 if available {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     api::{HistoryEntry, Outcome, Phase, Rollout, ShiftTraffic, Stage, Weight},
-    observe::Workload,
+    observe::{RESTARTING, Workload},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
@@ -42,16 +42,18 @@ pub(super) fn found_wanting(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<
         ));
     }
     if let Some((failure, log)) = draft.seen.failure.clone() {
-        let said = log.or(Some(failure.message).filter(|m| !m.is_empty()));
+        let restarting = failure.reason == RESTARTING;
+        let how = match restarting {
+            true => format!("does not stay up: {}", failure.message),
+            false => format!("is in {}", failure.reason),
+        };
+        let said = log.or(Some(failure.message).filter(|m| !m.is_empty() && !restarting));
         let exit = failure
             .exit_code
             .map(|code| format!(" (exit code {code})"))
             .unwrap_or_default();
         let said = said.map(|line| format!(": {line}")).unwrap_or_default();
-        let message = format!(
-            "container {} of version 2 is in {}{exit}{said}",
-            failure.container, failure.reason
-        );
+        let message = format!("container {} of version 2 {how}{exit}{said}", failure.container);
         return Some(turn_back(
             draft,
             rollout.clone(),

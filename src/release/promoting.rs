@@ -349,8 +349,15 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         format!("Deployment {name} runs version 2; requests return to it, then the canary's pods are removed"),
     );
     if gone {
+        let of_nginx = match rollout.of_nginx {
+            0 => String::new(),
+            some => format!(
+                "; nginx answered {some} request{} itself (limits, redirects, authentication), which count for neither version",
+                if some == 1 { "" } else { "s" }
+            ),
+        };
         let message = format!(
-            "version 2 ({}) has taken version 1's place",
+            "version 2 ({}) has taken version 1's place{of_nginx}",
             draft.status.canary_image.clone().unwrap_or_default()
         );
         return ending::end(draft, rollout, Outcome::Promoted, "Promoted".to_owned(), message);

@@ -2,7 +2,7 @@
 
 use super::{
     Finding, Level, Schedule,
-    analysing::{self, AWAITING, doubt, found_harmful, may_end_early, trouble},
+    analysing::{self, AWAITING, NO_DATA, doubt, found_harmful, may_end_early, tell_power, trouble},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold, hold_until_deadline, resume, tampered, unready},
@@ -96,11 +96,11 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if !left.is_zero() && !rollout.skip_steps && !early {
         return stay(draft, rollout, &schedule, over);
     }
-    if let Some(doubt) = doubt(draft, &rollout) {
-        return wait_for_verdict(draft, rollout, &schedule, over, doubt);
-    }
     if let Some(barrier) = barrier(draft, &rollout, &schedule, draft.now) {
         return wait_at(draft, rollout, weight, barrier);
+    }
+    if let Some(doubt) = doubt(draft, &rollout) {
+        return wait_for_verdict(draft, rollout, &schedule, over, doubt);
     }
     advance(draft, rollout, &schedule)
 }
@@ -114,6 +114,7 @@ fn steered(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule, we
     }
     rollout.weight_since = Some(MicroTime(draft.now));
     if rollout.step > 0 {
+        tell_power(draft, rollout, schedule);
         draft.reached(rollout, weight);
         let message = format!("step {}/{}: {who}", rollout.step, schedule.len());
         draft.note(Level::Normal, "WeightChanged", message);
@@ -197,14 +198,23 @@ fn wait_for_verdict(
     }
     draft.look_again(AWAITED);
     draft.decision.tell_again = Some(analysing::tell_again(draft, &rollout));
-    hold(draft, rollout, doubt.reason, message)
+    if matches!(doubt.reason, AWAITING | NO_DATA) {
+        return hold(draft, rollout, doubt.reason, message);
+    }
+    // The verdict itself was told as an event.
+    draft.say(Phase::Holding, doubt.reason, message);
+    draft.status.rollout = Some(rollout);
+    Flow::Wait
 }
 
 /// The step's time is over, and the schedule waits for something else than time.
 fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
     // Days may pass here: interruptions before them are not of the same trouble as those after.
     rollout.interrupted_for = None;
-    let message = format!("{}; {}", share(draft, weight), barrier.why);
+    let trouble = trouble(draft, &rollout)
+        .map(|told| format!("; {told}"))
+        .unwrap_or_default();
+    let message = format!("{}; {}{trouble}", share(draft, weight), barrier.why);
     if barrier.reason == APPROVAL && !draft.said(barrier.reason) {
         draft.note(Level::Normal, barrier.reason, message.clone());
     }

@@ -1,4 +1,5 @@
 use crate::{
+    analysis::Judged,
     api::Stage,
     cluster::{ApiMetrics, CallError},
     release::{Decision, Kind},
@@ -24,6 +25,7 @@ pub struct Metrics {
     pub ready: Ready,
     writes: IntCounterVec,
     weight: GaugeVec,
+    verdicts: IntCounterVec,
     ended: IntCounterVec,
 }
 
@@ -71,6 +73,13 @@ impl Metrics {
                 ),
                 &["namespace", "name"],
             )?,
+            verdicts: IntCounterVec::new(
+                Opts::new(
+                    "canary_operator_verdicts_total",
+                    "What windows and comparisons said of version 2, by kind of check.",
+                ),
+                &["kind", "verdict"],
+            )?,
             ended: IntCounterVec::new(
                 Opts::new("canary_operator_releases_ended_total", "Releases that are over."),
                 &["outcome", "reason"],
@@ -82,6 +91,7 @@ impl Metrics {
         registry.register(Box::new(metrics.failed_rounds.clone()))?;
         registry.register(Box::new(metrics.writes.clone()))?;
         registry.register(Box::new(metrics.weight.clone()))?;
+        registry.register(Box::new(metrics.verdicts.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
         Ok(metrics)
     }
@@ -98,6 +108,14 @@ impl Metrics {
         self.writes
             .with_label_values(&[format!("{kind:?}").as_str(), result])
             .inc();
+    }
+
+    /// Counts the verdicts of a look.
+    pub fn judged(&self, judged: &Judged) {
+        for (kind, verdict) in &judged.verdicts {
+            let verdict = format!("{verdict:?}");
+            self.verdicts.with_label_values(&[*kind, verdict.as_str()]).inc();
+        }
     }
 
     /// Shows where a release stands after a round.

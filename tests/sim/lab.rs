@@ -7,7 +7,7 @@ use canary_operator::{
     rehearse::{
         Key, World,
         json::{items, text},
-        nginx::{Outcome, SimRequest},
+        nginx::{Outcome, Reply, SimRequest},
         play::settings,
         world::runtime,
     },
@@ -24,6 +24,9 @@ use tokio::sync::watch;
 /// Real time after which virtual time is held to stand still: something loops without waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Requests a second in the background. Ten more are looked at one by one.
+const CROWD: u32 = 40;
+
 pub struct Lab {
     pub world: World,
     /// How often the people of a scenario have acted.
@@ -33,6 +36,8 @@ pub struct Lab {
     up: watch::Sender<bool>,
     quiet: Cell<bool>,
     seen: RefCell<Seen>,
+    /// Told whenever virtual time has passed.
+    alive: mpsc::Sender<()>,
 }
 
 #[derive(Default)]
@@ -59,19 +64,26 @@ pub fn lab_of(seed: u64, script: impl AsyncFnOnce(&Lab)) -> Run {
 }
 
 fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
-    let (done, watched) = mpsc::channel::<()>();
+    let (alive, watched) = mpsc::channel::<()>();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     std::thread::spawn(move || {
-        if watched.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("{test}: virtual time stands still: something loops without waiting");
-            std::process::abort();
+        loop {
+            match watched.recv_timeout(PATIENCE) {
+                Ok(()) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    eprintln!("{test}: virtual time stands still: something loops without waiting");
+                    std::process::abort();
+                }
+            }
         }
     });
-    let run = runtime().unwrap().block_on(async {
+    runtime().unwrap().block_on(async {
         let world = World::new(seed);
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }
+        world.traffic(CROWD);
         world.pass(Duration::from_secs(30)).await;
         let (up, mut is_up) = watch::channel(true);
         let lab = Lab {
@@ -82,6 +94,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
             scenario: Cell::new(Scenario::Good),
             ended_at: Cell::new(None),
             seen: RefCell::default(),
+            alive,
         };
         let operator = lab.world.server.named("operator");
         let life = async {
@@ -91,7 +104,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -123,9 +136,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
             release: world.server.get(&scenario::release_key()),
             stable: world.server.get(&Key::deployment(NAMESPACE, "shop")),
         }
-    });
-    let _ = done.send(());
-    run
+    })
 }
 
 impl Lab {
@@ -134,6 +145,8 @@ impl Lab {
         for number in 0_usize.. {
             let pause = if self.quiet.get() { 60_000 } else { 100 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
+            // Whoever listens does so for as long as this lab lives.
+            let _ = self.alive.send(());
             let plain = SimRequest::to(HOST, "/");
             self.request(&plain, false);
             if self.scenario.get() == Scenario::Testers {
@@ -148,7 +161,7 @@ impl Lab {
     }
 
     fn request(&self, request: &SimRequest, tester: bool) {
-        let (outcome, dead) = self.world.nginx.patiently(NAMESPACE, request);
+        let Reply { outcome, dead, .. } = self.world.nginx.request(request);
         let mut seen = self.seen.borrow_mut();
         let now = self.world.now();
         match outcome {
@@ -211,6 +224,7 @@ impl Lab {
 
     /// Hardly any traffic from now on.
     pub fn quiet(&self) {
+        self.world.traffic(0);
         self.quiet.set(true);
     }
 

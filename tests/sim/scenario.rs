@@ -125,7 +125,7 @@ impl Scenario {
             .map(|weight| json!({"weight": weight, "hold": "20s"}))
             .collect();
         let mut release = json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": "shop"}, "spec": {
-            "target": {"deployment": "shop"}, "canary": {"image": "shop:v2", "suffix": "-v2"}, "steps": steps, "progressDeadline": "5m", "analysis": {"checks": []}}});
+            "target": {"deployment": "shop"}, "canary": {"image": "shop:v2", "suffix": "-v2"}, "steps": steps, "progressDeadline": "5m"}});
         json_patch::merge(&mut release, &json!({"spec": self.besides()}));
         release
     }

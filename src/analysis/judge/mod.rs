@@ -62,6 +62,8 @@ pub struct Look<'a> {
     pub in_force: Option<&'a InForce>,
     /// Requests, as last counted.
     pub counts: Option<&'a Counts>,
+    /// How late they may be while nothing is wrong.
+    pub lag: Duration,
     /// Why they are not counted at all.
     pub uncounted: Option<&'a str>,
     /// Last results of queries, by the check's name.
@@ -86,6 +88,8 @@ pub struct Span {
 pub struct Judged {
     /// Where each check stands.
     pub checks: Vec<CheckStatus>,
+    /// Verdicts of this very look: kind of check as written, and verdict.
+    pub verdicts: Vec<(&'static str, Verdict)>,
     /// Whether the comparisons with version 1 prove harm together; the one that does most says so.
     pub harm: Option<String>,
     /// Whether all of them rule out a doubling of version 1's failures.
@@ -167,15 +171,18 @@ impl Judge {
     /// How soon the next look is worth its price.
     #[must_use]
     pub fn pace(&self, look: &Look<'_>) -> Duration {
-        let Some(in_force) = look.in_force else { return OFTEN };
-        let new = look.now.duration_since(in_force.live).as_secs_f64() < CLOSELY.as_secs_f64();
-        let due = self.cases.iter().filter_map(|case| case.window.as_ref());
-        let soon = due.map(|window| window.due.duration_since(look.now).as_secs_f64());
-        let soon = soon.fold(f64::INFINITY, f64::min) < SELDOM.as_secs_f64();
+        let Some(in_force) = look.in_force else { return SELDOM };
+        let until = |at: Timestamp| at.duration_since(look.now).as_secs_f64();
+        let new = until(after(in_force.live, CLOSELY)) > 0.0;
+        let windows = self.cases.iter().filter_map(|case| case.window.as_ref());
+        // One that is overdue for want of requests may be for days.
+        let soon = windows
+            .map(|window| until(window.due))
+            .any(|left| (0.0..SELDOM.as_secs_f64()).contains(&left));
         let troubled = self
             .cases
             .iter()
-            .any(|case| case.status.verdict.is_some_and(|v| v != Verdict::Pass));
+            .any(|case| case.status.verdict == Some(Verdict::Breach));
         if new || soon || troubled { OFTEN } else { SELDOM }
     }
 
@@ -268,6 +275,10 @@ impl Judge {
             && !compared.is_empty()
             && (self.cases.iter().zip(&look.rules.checks)).all(|(case, rule)| case.is_harmless(rule));
         judged.checks = self.cases.iter().map(|case| case.status.clone()).collect();
+        for (case, rule) in self.cases.iter_mut().zip(&look.rules.checks) {
+            let kind = rule.check.kind().map(|kind| kind.name());
+            judged.verdicts.extend(kind.zip(case.fresh.take()));
+        }
         let counts = look.counts.filter(|counts| counts.complete);
         judged.live = counts.and_then(|counts| Some(self.live.as_ref()?.span(counts)));
         judged.all = look.counts.and_then(|counts| Some(self.first.as_ref()?.span(counts)));

@@ -1,5 +1,9 @@
 //! What a step is judged by.
 
+use super::{
+    super::{Plan, Side},
+    case::Fault,
+};
 use crate::{
     api::{Analysis, Check, CheckKind, ErrorDeadline, ErrorRegression, NoData, Source, Step},
     observe::revision,
@@ -80,6 +84,25 @@ impl Rules {
     #[must_use]
     pub fn times_requests(&self) -> bool {
         self.checks.iter().any(Rule::times_requests)
+    }
+
+    /// What a schedule can find by the first comparison of failures, where there is one: steps as share of the requests and
+    /// length; and how often version 1 fails by that comparison.
+    #[must_use]
+    pub fn plan(&self, steps: Vec<(f64, f64)>, stable: &Side) -> Option<(Plan, f64)> {
+        let test = self.checks.iter().find_map(|rule| match rule.check.kind() {
+            Some(CheckKind::ErrorRegression(test)) => Some(test),
+            _ => None,
+        })?;
+        let tally = Fault::compared(test.failures.as_ref()).tally(stable)?;
+        #[allow(clippy::cast_precision_loss)] // Counts stay far below 2^52.
+        let share = tally.failed as f64 / tally.requests.max(1) as f64;
+        let plan = Plan {
+            steps,
+            alpha: test.false_rollback,
+            ignore_below: test.ignore_below,
+        };
+        Some((plan, share))
     }
 
     /// Requests to version 2 that a verdict takes: as asked for, or so many that one alone makes no difference.

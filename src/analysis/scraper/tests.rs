@@ -188,14 +188,6 @@ async fn requests_to_both_versions_are_counted_from_the_subscription_on() {
     assert_eq!((counts.stable.total(), counts.canary.total()), (12, 3));
     assert_eq!(counts.canary.judged(), BTreeMap::from([(Status::Code(200), 3)]));
     assert_eq!(counts.missing, Vec::<String>::new());
-
-    subscription.reset(rig.server.clock().now());
-    assert_eq!(subscription.counts(), None);
-    rig.said.say("a", exposition(205, 11));
-    pass(1.0).await;
-    rig.said.say("a", exposition(206, 11));
-    pass(1.0).await;
-    assert_eq!(subscription.counts().unwrap().stable.total(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,6 +322,65 @@ async fn whoever_subscribes_is_woken_after_each_round_and_may_ask_at_once() {
     drop(subscription);
     pass(4.0).await;
     assert_eq!(woken.load(Ordering::Relaxed), 5);
+}
+
+/// A subscription that counts how often it was woken.
+fn counted_wakes(rig: &Rig) -> (Subscription, Arc<AtomicUsize>) {
+    let woken = Arc::new(AtomicUsize::new(0));
+    let counter = woken.clone();
+    let subscription = rig.scraper.subscribe(interest(), move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    (subscription, woken)
+}
+
+#[tokio::test(start_paused = true)]
+async fn controllers_are_asked_as_often_as_the_most_eager_subscriber_wants_and_each_is_woken_at_its_own_pace() {
+    let rig = Rig::new();
+    rig.pod("a", "10.0.0.1");
+    rig.said.say("a", exposition(1, 1));
+    let (slow, slowly_woken) = counted_wakes(&rig);
+    slow.every(Duration::from_secs(5));
+    pass(20.5).await;
+    assert_eq!((rig.said.asked(), slowly_woken.load(Ordering::Relaxed)), (5, 5));
+
+    let (eager, eagerly_woken) = counted_wakes(&rig);
+    pass(10.0).await;
+    assert_eq!((rig.said.asked(), slowly_woken.load(Ordering::Relaxed)), (15, 7));
+    assert_eq!(eagerly_woken.load(Ordering::Relaxed), 10);
+    // Whoever is not woken can still have the newest.
+    assert_eq!(slow.counts().map(|c| c.at), eager.counts().map(|c| c.at));
+
+    drop(eager);
+    pass(20.0).await;
+    assert_eq!((rig.said.asked(), slowly_woken.load(Ordering::Relaxed)), (19, 11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_faster_pace_is_taken_up_at_once_and_no_pace_is_faster_than_the_settings() {
+    let rig = Rig::new();
+    rig.pod("a", "10.0.0.1");
+    rig.said.say("a", exposition(1, 1));
+    let (subscription, woken) = counted_wakes(&rig);
+    subscription.every(Duration::from_secs(60));
+    pass(10.0).await;
+    assert_eq!(rig.said.asked(), 1);
+    subscription.every(Duration::from_secs(5));
+    pass(0.1).await;
+    assert_eq!(rig.said.asked(), 2, "the five seconds are over");
+    subscription.every(Duration::from_millis(10));
+    pass(9.8).await;
+    assert_eq!((rig.said.asked(), woken.load(Ordering::Relaxed)), (11, 11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rounds_that_take_longer_than_their_pace_follow_each_other_without_a_crowd() {
+    let rig = Rig::new();
+    rig.pod("hangs", "10.0.0.1");
+    let (_subscription, woken) = counted_wakes(&rig);
+    pass(9.5).await;
+    // Three seconds each.
+    assert_eq!((rig.said.asked(), woken.load(Ordering::Relaxed)), (4, 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! How containers behave: what a kubelet would report of them at every moment, as a pure function of their age.
 
 use super::super::json::{items, text};
+use fastrand::Rng;
 use serde_json::{Value, json};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, f64::consts::TAU, fmt, sync::Arc, time::Duration};
 
 /// From a scheduled pod to the start of its containers: image there already, sandbox made.
 pub const START: Duration = Duration::from_millis(1500);
@@ -75,12 +76,63 @@ impl Behaviour {
     }
 }
 
+/// How the application in an image answers requests, each for itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answers {
+    /// Share of requests that fail, from 0 to 1.
+    pub failing: f64,
+    /// Status of those; the others are 200.
+    pub status: u16,
+    /// Half of the answers take longer.
+    pub median: Duration,
+}
+
+impl Default for Answers {
+    /// Nothing fails, in 20 ms.
+    fn default() -> Self {
+        Self {
+            failing: 0.0,
+            status: 500,
+            median: Duration::from_millis(20),
+        }
+    }
+}
+
+impl Answers {
+    /// A share of the requests fails with 500.
+    #[must_use]
+    pub fn failing(share: f64) -> Self {
+        Self {
+            failing: share,
+            ..Self::default()
+        }
+    }
+
+    /// Half of the answers take longer than this.
+    #[must_use]
+    pub fn slow(median: Duration) -> Self {
+        Self {
+            median,
+            ..Self::default()
+        }
+    }
+
+    /// One answer: its status, and the time that it takes. Times are log-normal: the slowest of a hundred takes three medians.
+    pub fn draw(&self, rng: &mut Rng) -> (u16, Duration) {
+        const SPREAD: f64 = 0.5;
+        let status = if rng.f64() < self.failing { self.status } else { 200 };
+        let (radius, angle) = ((-2.0 * (1.0 - rng.f64()).ln()).sqrt(), TAU * rng.f64());
+        (status, self.median.mul_f64((SPREAD * radius * angle.cos()).exp()))
+    }
+}
+
 type Rule = Arc<dyn Fn(&Value) -> Option<Behaviour> + Send + Sync>;
 
 /// Which pod behaves how: the latest rule that has an opinion decides, else [`Behaviour::healthy`].
 #[derive(Clone, Default)]
 pub struct Behaviours {
     rules: Vec<Rule>,
+    answers: BTreeMap<String, Answers>,
 }
 
 impl fmt::Debug for Behaviours {
@@ -104,6 +156,18 @@ impl Behaviours {
                 .any(|c| text(c, "/image") == image)
                 .then(|| behaviour.clone())
         });
+    }
+
+    /// Pods with a container of this image answer so.
+    pub fn answers(&mut self, image: &str, answers: Answers) {
+        self.answers.insert(image.to_owned(), answers);
+    }
+
+    /// How this pod answers.
+    pub fn answers_of(&self, pod: &Value) -> Answers {
+        let containers = items(pod, "/spec/containers").iter();
+        let mut told = containers.filter_map(|c| self.answers.get(text(c, "/image")));
+        told.next().copied().unwrap_or_default()
     }
 
     /// How this pod behaves.
@@ -368,6 +432,23 @@ mod tests {
                 "waiting ImagePullBackOff"
             ]
         );
+    }
+
+    #[test]
+    fn answers_fail_and_take_as_long_as_they_are_told_to() {
+        let mut rng = Rng::with_seed(1);
+        let answers = Answers {
+            failing: 0.2,
+            ..Answers::slow(Duration::from_millis(300))
+        };
+        let drawn: Vec<_> = (0..10_000).map(|_| answers.draw(&mut rng)).collect();
+        let count = |wanted: &dyn Fn(&(u16, Duration)) -> bool| drawn.iter().filter(|answer| wanted(answer)).count();
+        let failed = count(&|(status, _)| *status == 500);
+        assert!((1_840..=2_160).contains(&failed), "{failed}");
+        let slow = count(&|(_, time)| *time > Duration::from_millis(300));
+        assert!((4_800..=5_200).contains(&slow), "{slow}");
+        let slowest = count(&|(_, time)| *time > Duration::from_millis(900));
+        assert!((80..=220).contains(&slowest), "{slowest}");
     }
 
     #[test]

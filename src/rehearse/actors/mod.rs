@@ -1,6 +1,7 @@
 //! The parts of a cluster that react to what is stored, each a task of its own.
 
 pub mod behaviour;
+pub mod clients;
 pub mod conditions;
 pub mod deployment;
 pub mod endpoints;

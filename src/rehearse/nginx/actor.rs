@@ -1,41 +1,149 @@
-//! The running controller: it compiles after changes, no oftener than its rate limit, and its workers take over a little later.
+//! The running controllers: they compile after changes, no oftener than their rate limit, their workers take over a little
+//! later, and each counts the requests that pass through it.
 
-use super::{Model, Outcome, SimRequest, Split};
-use crate::rehearse::{
-    ApiServer,
-    server::{
-        resource::Key,
-        store::{ChangeKind, Version},
+use super::{
+    Model, Reply, SimRequest, Split,
+    metrics::{Counters, Series, Tally},
+    model::CATCH_ALL,
+    serve::{Limits, Passage, Served},
+};
+use crate::{
+    analysis::{
+        Controller, Fetch, ScrapeError,
+        scraper::{Pieces, SELECTOR},
+    },
+    rehearse::{
+        ApiServer, Resource,
+        actors::kubelet::Settings,
+        json::{int, is_true, map, set, text},
+        server::{
+            resource::Key,
+            store::{ChangeKind, Version},
+        },
     },
 };
 use fastrand::Rng;
-use serde_json::Value;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use serde_json::{Value, json};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch::Receiver, time::Instant};
 
 /// `--sync-rate-limit` 0.3 per second.
 const BETWEEN_SYNCS: Duration = Duration::from_millis(3334);
 /// The workers' timer, in milliseconds.
 const WORKER_TIMER: u64 = 1000;
+/// Where the controllers' pods are.
+const NAMESPACE: &str = "ingress-nginx";
 
-/// A handle on the controller; clones share one configuration.
+/// A controller's pod, as the chart labels it.
+pub fn controller_pod(name: &str) -> Value {
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"containers": [{"name": "controller", "image": "registry.k8s.io/ingress-nginx/controller:v1.15.1"}]}});
+    for (label, value) in SELECTOR.split(',').filter_map(|pair| pair.split_once('=')) {
+        let label = label.replace('/', "~1");
+        set(&mut pod, &format!("/metadata/labels/{label}"), json!(value));
+    }
+    pod
+}
+
+/// What becomes of it when somebody asks for a controller's metrics.
+#[derive(Clone, Debug, Default)]
+pub enum Scrapes {
+    /// They are told.
+    #[default]
+    Answer,
+    /// Something else is said.
+    Say(String),
+    /// It fails.
+    Fail(ScrapeError),
+    /// Nothing is ever said.
+    Hang,
+}
+
+/// A handle on all controllers, which share one configuration; clones are the same.
 #[derive(Clone)]
 pub struct Nginx {
     server: ApiServer,
-    live: Arc<Mutex<Arc<Model>>>,
-    rng: Arc<Mutex<Rng>>,
+    settings: Receiver<Settings>,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    live: Arc<Model>,
+    rng: Rng,
+    limits: Limits,
+    /// By the pod's name.
+    controllers: BTreeMap<String, Process>,
+    /// The version of the world as of which these are known.
+    seen: u64,
+    scrapes: Scrapes,
+}
+
+/// A controller's process.
+struct Process {
+    /// The pod's uid and how often its container has started over: another is another process.
+    identity: (String, i64),
+    ready: bool,
+    counters: Counters,
+}
+
+impl State {
+    /// Learns which controllers run.
+    fn look(&mut self, server: &ApiServer) {
+        let version = server.with(|store| store.version());
+        if version == self.seen {
+            return;
+        }
+        self.seen = version;
+        let pods = server.list(&Resource::new("", "pods"), NAMESPACE);
+        let mut old = std::mem::take(&mut self.controllers);
+        for pod in pods.iter().filter(|pod| runs(pod)) {
+            let name = text(pod, "/metadata/name");
+            let restarts = int(pod, "/status/containerStatuses/0/restartCount").unwrap_or(0);
+            let identity = (text(pod, "/metadata/uid").to_owned(), restarts);
+            let ready = is_true(pod, "Ready") && pod.pointer("/metadata/deletionTimestamp").is_none();
+            let known = old.remove(name).filter(|process| process.identity == identity);
+            let counters = known.map_or_else(|| Counters::new(name), |process| process.counters);
+            let process = Process {
+                identity,
+                ready,
+                counters,
+            };
+            self.controllers.insert(name.to_owned(), process);
+        }
+    }
+
+    /// The controllers that get requests: the ready ones, and where there is none whichever still runs.
+    fn serving(&self) -> Vec<String> {
+        let ready = self.controllers.iter().filter(|(_, process)| process.ready);
+        let mut names: Vec<_> = ready.map(|(name, _)| name.clone()).collect();
+        if names.is_empty() {
+            names.extend(self.controllers.keys().cloned());
+        }
+        names
+    }
 }
 
 impl Nginx {
-    /// A controller with an empty configuration; [`Self::run`] must be running for it to change.
-    pub fn new(server: ApiServer, seed: u64) -> Self {
+    /// Controllers with an empty configuration; [`Self::run`] must be running for it to change. `settings` tell how
+    /// pods answer.
+    pub fn new(server: ApiServer, settings: Receiver<Settings>, seed: u64) -> Self {
+        let state = State {
+            live: Arc::default(),
+            rng: Rng::with_seed(seed),
+            limits: Limits::default(),
+            controllers: BTreeMap::new(),
+            seen: 0,
+            scrapes: Scrapes::default(),
+        };
         Self {
             server,
-            live: Arc::default(),
-            rng: Arc::new(Mutex::new(Rng::with_seed(seed))),
+            settings,
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
@@ -54,51 +162,19 @@ impl Nginx {
             // What has come meanwhile is compiled in, too.
             changes.pending();
             let model = Arc::new(Model::of(&self.server));
-            let timer = Duration::from_millis(self.with_rng(|rng| rng.u64(..=WORKER_TIMER)));
+            let timer = Duration::from_millis(self.lock().rng.u64(..=WORKER_TIMER));
             tokio::time::sleep(timer).await;
-            *self.live.lock().unwrap_or_else(PoisonError::into_inner) = model;
+            let mut state = self.lock();
+            for process in state.controllers.values_mut() {
+                process.counters.retain(&model);
+            }
+            state.live = model;
         }
     }
 
     /// The configuration in force.
     pub fn model(&self) -> Arc<Model> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Sends one request through; a pod that has gone or does not run answers 502.
-    pub fn request(&self, namespace: &str, request: &SimRequest) -> Outcome {
-        let model = self.model();
-        let outcome = self.with_rng(|rng| model.route(request, rng));
-        match &outcome {
-            Outcome::Stable { pod } | Outcome::Canary { pod } if !self.answers(namespace, pod) => Outcome::Status(502),
-            _ => outcome,
-        }
-    }
-
-    /// Sends one request as [`Self::request`] does, and where nobody answers on to the other pods of the same Service, as
-    /// `proxy_next_upstream` has it: what became of it, and how many addresses answered nothing, each a wait for the client.
-    pub fn patiently(&self, namespace: &str, request: &SimRequest) -> (Outcome, usize) {
-        const TRIES: usize = 3;
-        let model = self.model();
-        let first = self.with_rng(|rng| model.route(request, rng));
-        let (Outcome::Stable { pod } | Outcome::Canary { pod }) = &first else {
-            return (first, 0);
-        };
-        let others = model.peers(pod).filter(|other| other != pod);
-        let tried = std::iter::once(pod.as_str()).chain(others).take(TRIES);
-        let mut dead = 0;
-        for pod in tried {
-            if self.answers(namespace, pod) {
-                let pod = pod.to_owned();
-                let outcome = match &first {
-                    Outcome::Canary { .. } => Outcome::Canary { pod },
-                    _ => Outcome::Stable { pod },
-                };
-                return (outcome, dead);
-            }
-            dead += 1;
-        }
-        (Outcome::Status(502), dead)
+        self.lock().live.clone()
     }
 
     /// How plain requests to a host and path divide now.
@@ -106,18 +182,115 @@ impl Nginx {
         self.model().share(host, path)
     }
 
-    /// Whether a container runs behind the address that nginx knows.
-    fn answers(&self, namespace: &str, pod: &str) -> bool {
-        let pod = self.server.get(&Key::pod(namespace, pod));
-        pod.is_some_and(|p| {
-            p.pointer("/status/containerStatuses/0/state/running")
-                .is_some_and(Value::is_object)
-        })
+    /// Sends one request through.
+    pub fn request(&self, request: &SimRequest) -> Reply {
+        let mut reply = Served::by_nginx(404).reply();
+        self.pass(request, 1, |served| reply = served.reply());
+        reply
     }
 
-    fn with_rng<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
-        draw(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Sends so many plain requests through, of the last second, divided evenly among the locations of all Ingresses.
+    pub fn crowd(&self, requests: u32) {
+        let model = self.model();
+        let addresses: Vec<_> = model.addresses().collect();
+        let locations = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        for ((host, path), index) in addresses.iter().zip(0..) {
+            // The first ones get what is left over.
+            let count = (requests + locations - 1 - index) / locations;
+            self.pass(&SimRequest::to(host, path), count, |_| {});
+        }
     }
+
+    /// From now on this becomes of it when somebody asks for metrics.
+    pub fn scrapes(&self, scrapes: Scrapes) {
+        self.lock().scrapes = scrapes;
+    }
+
+    /// Every controller's container starts over so fast that nobody sees it: what they have counted is gone.
+    pub fn start_over(&self) {
+        for (name, process) in &mut self.lock().controllers {
+            process.counters = Counters::new(name);
+        }
+    }
+
+    pub(super) fn pass(&self, request: &SimRequest, count: u32, mut each: impl FnMut(Served<'_>)) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.look(&self.server);
+        let controllers = state.serving();
+        let model = state.live.clone();
+        let Some(plan) = model.plan(request).filter(|_| !controllers.is_empty()) else {
+            // Without a controller nobody answers; without an Ingress the default backend does, and counts for nobody.
+            let status = if controllers.is_empty() { 503 } else { 404 };
+            return (0..count).for_each(|_| each(Served::by_nginx(status)));
+        };
+        let settings = self.settings.borrow();
+        let passage = Passage::new(plan, |namespace: &str, pod: &str| {
+            let pod = self.server.get(&Key::pod(namespace, pod)).filter(|pod| runs(pod))?;
+            Some(settings.behaviours.answers_of(&pod))
+        });
+        let now = self.server.clock().elapsed();
+        let between = Duration::from_secs(1) / count.max(1);
+        let mut tallies: BTreeMap<_, Tally> = BTreeMap::new();
+        for number in 1..=count {
+            let at = now.saturating_sub(between * (count - number));
+            let limited = state.limits.refuse(passage.location(), at);
+            let served = passage.pass(limited, &mut state.rng);
+            let controller = state.rng.usize(..controllers.len());
+            let tally = tallies.entry((controller, served.canary, served.status)).or_default();
+            tally.count(served.time);
+            each(served);
+        }
+        // By default only hosts that an Ingress names literally are counted.
+        let host = request.host.split(':').next().unwrap_or_default();
+        if !model.servers.contains_key(host) || host == CATCH_ALL {
+            return;
+        }
+        for ((controller, canary, status), tally) in tallies {
+            let process = controllers
+                .get(controller)
+                .and_then(|name| state.controllers.get_mut(name));
+            let series = Series::new(passage.location(), host, canary, status);
+            process
+                .map(|process| process.counters.log(series, tally, now))
+                .unwrap_or_default();
+        }
+    }
+
+    /// What a controller tells of its metrics.
+    fn exposition(&self, controller: &str) -> Result<String, ScrapeError> {
+        let mut state = self.lock();
+        state.look(&self.server);
+        let now = self.server.clock().elapsed();
+        let refused = || ScrapeError::Connect("Connection refused".to_owned());
+        let process = state.controllers.get_mut(controller).ok_or_else(refused)?;
+        Ok(process.counters.exposition(now))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fetch for Nginx {
+    fn fetch<'a>(&'a self, controller: &'a Controller) -> BoxFuture<'a, Result<Pieces, ScrapeError>> {
+        let scrapes = self.lock().scrapes.clone();
+        async move {
+            let text = match scrapes {
+                Scrapes::Answer => self.exposition(&controller.name)?,
+                Scrapes::Say(text) => text,
+                Scrapes::Fail(error) => return Err(error),
+                Scrapes::Hang => std::future::pending().await,
+            };
+            Ok(stream::iter([Ok(text.into())]).boxed())
+        }
+        .boxed()
+    }
+}
+
+/// Whether a container runs in the pod.
+fn runs(pod: &Value) -> bool {
+    map(pod, "/status/containerStatuses/0/state/running").is_some()
 }
 
 fn concerns(version: &Version) -> bool {

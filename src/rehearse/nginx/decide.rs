@@ -51,23 +51,6 @@ impl SimRequest {
     }
 }
 
-/// What became of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Went to a pod of the stable Service.
-    Stable {
-        /// Which.
-        pod: String,
-    },
-    /// Went to a pod of the canary Service.
-    Canary {
-        /// Which.
-        pod: String,
-    },
-    /// Answered by nginx itself.
-    Status(u16),
-}
-
 /// How plain requests to one host and path divide.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Split {
@@ -92,63 +75,82 @@ impl Split {
     }
 }
 
-/// Which side an upstream decision falls to.
-#[derive(Clone, Copy, PartialEq)]
-enum Choice {
+/// Where requests that are alike may go.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The location that takes them.
+    pub location: &'a Location,
+    /// The stable upstream; none where it has no endpoint.
+    pub stable: Option<&'a Upstream>,
+    /// The canary that counts, with its key, and what these requests' headers and cookies decide.
+    pub canary: Option<(&'a str, &'a Upstream, Choice)>,
+}
+
+/// Which side a request falls to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// To the stable Service.
     Stable,
+    /// To the canary.
     Canary,
+    /// Chance decides.
     Weight,
 }
 
-impl Model {
-    /// Routes one request.
-    pub fn route(&self, request: &SimRequest, rng: &mut Rng) -> Outcome {
-        let Some(key) = self.upstream_of(&request.host, &request.path) else {
-            return Outcome::Status(404);
-        };
-        let Some(stable) = self.upstreams.get(key).filter(|u| !u.endpoints.is_empty()) else {
-            return Outcome::Status(503);
-        };
-        let alternative = self.alternative(stable);
-        let canary = alternative.filter(|(name, canary)| match choose(request, key, stable, name, canary) {
+impl<'a> Plan<'a> {
+    /// Throws the dice for one request: whether it goes to the canary.
+    pub fn toss(&self, rng: &mut Rng) -> bool {
+        self.canary.is_some_and(|(_, canary, choice)| match choice {
             Choice::Stable => false,
             Choice::Canary => true,
             Choice::Weight => rng.i64(1..=total(&canary.policy)) <= canary.policy.weight,
+        })
+    }
+
+    /// The share of the canary's requests, from 0 to 1.
+    fn share(&self) -> f64 {
+        self.canary.map_or(0.0, |(_, canary, choice)| match choice {
+            Choice::Stable => 0.0,
+            Choice::Canary => 1.0,
+            Choice::Weight => {
+                let total = total(&canary.policy);
+                // Weights are far below the size at which f64 loses integers.
+                canary.policy.weight.clamp(0, total) as f64 / total as f64
+            }
+        })
+    }
+}
+
+impl Model {
+    /// Where requests like this one may go; none where no Ingress takes them.
+    pub fn plan(&self, request: &SimRequest) -> Option<Plan<'_>> {
+        let location = self.location(&request.host, &request.path)?;
+        let stable = self
+            .upstreams
+            .get(&location.upstream)
+            .filter(|u| !u.endpoints.is_empty());
+        let canary = stable.and_then(|stable| {
+            let (name, canary) = self.alternative(stable)?;
+            let choice = choose(request, &location.upstream, stable, name, canary);
+            Some((name, canary, choice))
         });
-        let pick = |upstream: &Upstream, rng: &mut Rng| {
-            let n = rng.usize(..upstream.endpoints.len().max(1));
-            upstream.endpoints.get(n).map(|e| e.pod.clone()).unwrap_or_default()
-        };
-        match canary {
-            Some((_, canary)) => Outcome::Canary { pod: pick(canary, rng) },
-            None => Outcome::Stable { pod: pick(stable, rng) },
-        }
+        Some(Plan {
+            location,
+            stable,
+            canary,
+        })
     }
 
     /// How requests without header or cookie divide.
     pub fn share(&self, host: &str, path: &str) -> Split {
-        let Some(key) = self.upstream_of(host, path) else {
-            return Split::Status(404);
-        };
-        let Some(stable) = self.upstreams.get(key).filter(|u| !u.endpoints.is_empty()) else {
-            return Split::Status(503);
-        };
-        let canary = self.alternative(stable).map_or(0.0, |(_, c)| {
-            let (weight, total) = (c.policy.weight.clamp(0, total(&c.policy)), total(&c.policy));
-            // Weights are far below the size at which f64 loses integers.
-            weight as f64 / total as f64
-        });
-        Split::Shares {
-            stable: 1.0 - canary,
-            canary,
+        match self.plan(&SimRequest::to(host, path)) {
+            None => Split::Status(404),
+            Some(plan) if plan.stable.is_none() => Split::Status(503),
+            Some(plan) => Split::Shares {
+                stable: 1.0 - plan.share(),
+                canary: plan.share(),
+            },
         }
-    }
-
-    /// The pods of the upstream that a pod is of, itself included.
-    pub fn peers<'a>(&'a self, pod: &str) -> impl Iterator<Item = &'a str> + use<'a> {
-        let of = |upstream: &&Upstream| upstream.endpoints.iter().any(|e| e.pod == pod);
-        let upstream = self.upstreams.values().find(of);
-        upstream.into_iter().flat_map(|u| &u.endpoints).map(|e| e.pod.as_str())
     }
 
     /// The canary that counts: the first, if it has endpoints.
@@ -158,8 +160,8 @@ impl Model {
         Some((name, upstream))
     }
 
-    /// The upstream behind a host and path; None when it is the default backend.
-    pub fn upstream_of(&self, host: &str, path: &str) -> Option<&str> {
+    /// The location that takes a host and path; none where the default backend does.
+    fn location(&self, host: &str, path: &str) -> Option<&Location> {
         let host = host.split(':').next().unwrap_or_default();
         let wildcard = host
             .split_once('.')
@@ -177,8 +179,7 @@ impl Model {
                 .filter(|l| !l.exact && is_below(path, l))
                 .max_by_key(|l| l.path.len())
         };
-        let found = exact.or_else(longest)?;
-        Some(found.upstream.as_str()).filter(|u| *u != DEFAULT_UPSTREAM)
+        exact.or_else(longest).filter(|l| l.upstream != DEFAULT_UPSTREAM)
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Policy {
 /// A Service:port that requests can go to.
 #[derive(Clone, Debug, Default)]
 pub struct Upstream {
+    /// Of the Service and its pods.
+    pub namespace: String,
     /// Ready endpoints.
     pub endpoints: Vec<Endpoint>,
     /// The first Ingress that names it is a canary.
@@ -61,7 +63,7 @@ pub struct Upstream {
 }
 
 /// One path of one host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Location {
     /// The path, never empty.
     pub path: String,
@@ -69,6 +71,23 @@ pub struct Location {
     pub exact: bool,
     /// The upstream behind it.
     pub upstream: String,
+    /// Namespace of the Ingress that it is of; empty where it is of none.
+    pub namespace: String,
+    /// Name of that Ingress.
+    pub ingress: String,
+    /// Name of the Service behind it.
+    pub service: String,
+    /// What each client may ask for.
+    pub limit: Option<Limit>,
+}
+
+/// `limit-rps` or `limit-rpm`: requests beyond it nginx answers itself, with 503.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Requests in a minute.
+    pub per_minute: u32,
+    /// Requests at once: five times what the annotation says, in its own unit.
+    pub burst: u32,
 }
 
 /// The compiled configuration.
@@ -137,6 +156,7 @@ impl Model {
             path: "/".into(),
             exact: false,
             upstream: DEFAULT_UPSTREAM.into(),
+            ..Location::default()
         };
         model.servers.insert(CATCH_ALL.into(), vec![root.clone()]);
         for ingress in &chosen {
@@ -155,6 +175,14 @@ impl Model {
             model.merge(ingress);
         }
         model
+    }
+
+    /// A host and path of every location that is of an Ingress, for whoever wants to send requests to all of them.
+    pub fn addresses(&self) -> impl Iterator<Item = (String, &str)> {
+        self.servers.iter().flat_map(|(host, locations)| {
+            let of_ingresses = locations.iter().filter(|l| !l.ingress.is_empty());
+            of_ingresses.map(move |l| (host.replace(['*', '_'], "any"), l.path.as_str()))
+        })
     }
 
     /// The first Ingress that mentions an upstream defines it.
@@ -177,6 +205,7 @@ impl Model {
             };
             let key = upstream_key(namespace, backend);
             self.upstreams.entry(key).or_insert_with(|| Upstream {
+                namespace: namespace.to_owned(),
                 endpoints: endpoints(namespace, backend, services, slices),
                 no_server: ingress.canary,
                 policy,
@@ -188,6 +217,15 @@ impl Model {
     /// The first Ingress that takes a host and path keeps it; upstreams known only as canaries take none.
     fn add_locations(&mut self, ingress: &Ingress) {
         let namespace = text(&ingress.object, "/metadata/namespace");
+        let location = |key: &str, backend: &Value, (path, exact): (String, bool)| Location {
+            path,
+            exact,
+            upstream: key.to_owned(),
+            namespace: namespace.to_owned(),
+            ingress: text(&ingress.object, "/metadata/name").to_owned(),
+            service: text(backend, "/name").to_owned(),
+            limit: Limit::of(&ingress.object),
+        };
         let sticky = (annotation(&ingress.object, "affinity") == "cookie").then(|| {
             match annotation(&ingress.object, "session-cookie-name") {
                 "" => "INGRESSCOOKIE".to_string(),
@@ -199,7 +237,7 @@ impl Model {
             let usable = self.upstreams.get(&key).is_some_and(|u| !u.no_server);
             let root = self.servers.get_mut(CATCH_ALL).and_then(|l| l.first_mut());
             if let Some(root) = root.filter(|l| usable && l.upstream == DEFAULT_UPSTREAM) {
-                root.upstream = key;
+                *root = location(&key, backend, ("/".to_owned(), false));
             }
         }
         for rule in items(&ingress.object, "/spec/rules") {
@@ -220,15 +258,12 @@ impl Model {
                 let Some(locations) = self.servers.get_mut(&host) else {
                     continue;
                 };
-                let (wanted, exact) = location_of(path);
-                match locations.iter_mut().find(|l| l.path == wanted && l.exact == exact) {
+                let wanted = location(&key, backend, location_of(path));
+                let same = |l: &&mut Location| (&l.path, l.exact) == (&wanted.path, wanted.exact);
+                match locations.iter_mut().find(same) {
                     Some(taken) if taken.upstream != DEFAULT_UPSTREAM => {}
-                    Some(free) => free.upstream = key,
-                    None => locations.push(Location {
-                        path: wanted,
-                        exact,
-                        upstream: key,
-                    }),
+                    Some(free) => *free = wanted,
+                    None => locations.push(wanted),
                 }
             }
         }
@@ -290,6 +325,23 @@ impl Model {
         if !merged && !primary_itself {
             self.upstreams.remove(key);
         }
+    }
+}
+
+impl Limit {
+    fn of(ingress: &Value) -> Option<Self> {
+        let number = |name: &str| {
+            annotation(ingress, name)
+                .parse::<u32>()
+                .ok()
+                .filter(|number| *number > 0)
+        };
+        let limit = |number: u32, minutely: u32| Self {
+            per_minute: number.saturating_mul(minutely),
+            burst: number.saturating_mul(5),
+        };
+        let each_second = number("limit-rps").map(|number| limit(number, 60));
+        each_second.or_else(|| number("limit-rpm").map(|number| limit(number, 1)))
     }
 }
 

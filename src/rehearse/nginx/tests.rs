@@ -1,5 +1,7 @@
 //! The figures measured on the real thing, and its traps.
 
+mod counting;
+
 use super::*;
 use crate::rehearse::{
     Key,
@@ -65,9 +67,8 @@ fn alternative(annotations: &[(&str, &str)]) -> Value {
 
 fn measured(model: &Model, request: &SimRequest) -> f64 {
     let mut rng = fastrand::Rng::with_seed(42);
-    let hits = (0..N)
-        .filter(|_| matches!(model.route(request, &mut rng), Outcome::Canary { .. }))
-        .count();
+    let plan = model.plan(request).unwrap();
+    let hits = (0..N).filter(|_| plan.toss(&mut rng)).count();
     f64::from(u32::try_from(hits).unwrap()) * 100.0 / f64::from(N)
 }
 
@@ -329,7 +330,7 @@ fn a_change_of_weight_is_live_within_four_and_a_half_seconds_and_dead_pods_answe
                 .unwrap();
             assert!(took <= Duration::from_millis(5400), "{took:?}");
         }
-        let canaried = |w: &crate::rehearse::World| w.nginx.request("default", &plain());
+        let canaried = |w: &crate::rehearse::World| w.nginx.request(&plain()).outcome;
         assert!(matches!(canaried(&world), Outcome::Canary { .. }));
         // Pods that vanish while nginx still lists them.
         world.kubelet(|s| s.termination = Duration::ZERO);

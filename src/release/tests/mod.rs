@@ -1,5 +1,6 @@
 //! Decisions, told as sentences: what is written, in what order, on which version, and what people read.
 
+mod analysis;
 mod beginning;
 mod commands;
 mod deletion;

@@ -5,29 +5,34 @@
 
 readonly DEBIAN_SUITE=bookworm
 readonly COREDNS_TAG=v1
+readonly PROMETHEUS_TAG=v2
+
+readonly BASES=(runtime python nginx prometheus)
 
 # NAME: packages of a base file system.
 base_packages() {
 	case $1 in
 	runtime) echo libc6,libgcc-s1,ca-certificates ;;
 	python) echo python3,busybox-static ;;
+	prometheus) echo prometheus ;;
 	nginx) echo ca-certificates,dumb-init,nginx,libnginx-mod-http-lua,libnginx-mod-http-ndk,libnginx-mod-http-headers-more-filter,libnginx-mod-http-set-misc,lua-resty-core,lua-resty-lrucache,lua-cjson,lua-nginx-cookie,lua-nginx-dns ;;
 	esac
 }
 
 find_images() {
 	local base
-	for base in runtime python nginx; do
+	for base in "${BASES[@]}"; do
 		PART_DIR[base-$base]=$CACHE_DIR/base-$base-$(key "$DEBIAN_SUITE" "$(base_packages "$base")" "$(declare -f build_base)")
 	done
 	PART_DIR[images-system]=$CACHE_DIR/images-system-$(key "${PART_DIR[base-nginx]##*/}" "${PART_DIR[ingress-nginx]##*/}" "${PART_DIR[coredns]##*/}" \
 		"$RIG_DIR/images/ingress-nginx" "$(declare -f build_system_images new_image add_folder)")
 	PART_DIR[images-app]=$CACHE_DIR/images-app-$(key "${PART_DIR[base-python]##*/}" "$RIG_DIR/images/app" "$(declare -f build_app_images new_image add_folder)")
+	PART_DIR[images-prometheus]=$CACHE_DIR/images-prometheus-$(key "${PART_DIR[base-prometheus]##*/}" "$PROMETHEUS_TAG" "$(declare -f build_prometheus_image new_image)")
 }
 
 build_missing_images() {
 	local base
-	for base in runtime python nginx; do
+	for base in "${BASES[@]}"; do
 		[[ -d ${PART_DIR[base-$base]} ]] ||
 			step "unpacking Debian packages for the images: $base (about 20 s the first time)" build_base "$base"
 	done
@@ -35,6 +40,8 @@ build_missing_images() {
 		step "making the images of the cluster itself (about 20 s the first time)" build_system_images
 	[[ -d ${PART_DIR[images-app]} ]] ||
 		step "making the images of the test application (about 20 s the first time)" build_app_images
+	[[ -d ${PART_DIR[images-prometheus]} ]] ||
+		step "making the image of Prometheus (about 10 s the first time)" build_prometheus_image
 }
 
 # A base is an OCI layout with one image, `base`, of one layer.
@@ -61,6 +68,7 @@ build_base() {
 				ln -s python3 "$1/usr/bin/python"
 				find "$1/usr/lib/python3"* -depth "(" -name test -o -name idlelib -o -name lib2to3 ")" -exec rm -rf "{}" +
 			fi
+			rm -rf "$1/usr/bin/promtool" "$1/usr/share/javascript" "$1/usr/share/fonts"
 			if [ -x "$1/bin/busybox" ] && [ ! -e "$1/bin/sh" ]; then ln -s busybox "$1/bin/sh"; fi' \
 		--skip=output/dev "$DEBIAN_SUITE" "$out/layer.tar"
 	umoci init --layout "$out/oci"
@@ -152,6 +160,18 @@ build_app_images() {
 			--config.env PATH=/usr/local/bin:/usr/bin:/bin --config.exposedports 8080
 	done
 	pack "$layout" "$out/1-challenge-app.tar"
+	mv "$out" "$target"
+}
+
+# Debian's Prometheus as it is; whoever runs it brings the configuration. Its web pages are left out.
+build_prometheus_image() {
+	local target=${PART_DIR[images-prometheus]} image=localhost/prometheus:$PROMETHEUS_TAG
+	local out=$target.part
+	mkdir -p "$out"
+	cp -r "${PART_DIR[base-prometheus]}/oci" "$out/oci"
+	new_image "$out/oci" "$image"
+	umoci config --image "$out/oci:$image" --config.user 65532:65532 --config.entrypoint /usr/bin/prometheus --config.exposedports 9090
+	pack "$out/oci" "$out/1-prometheus.tar"
 	mv "$out" "$target"
 }
 

@@ -45,7 +45,7 @@ start_cluster() {
 	link_commands
 	make_cgroups
 	CANARY_CLUSTER_DIR=$CLUSTER_DIR CANARY_CACHE_DIR=$CACHE_DIR setsid "$RIG_DIR/cluster" _keep "$RIG_DIR" \
-		"${PART_DIR[images-system]}" "${PART_DIR[images-app]}" "${PART_DIR[ingress-nginx]}/chart" "$(cni_dir)" \
+		"${PART_DIR[ingress-nginx]}/chart" "$(cni_dir)" "${PART_DIR[images-system]}" "${PART_DIR[images-app]}" "${PART_DIR[images-prometheus]}" \
 		</dev/null >"$LOG_DIR/node.log" 2>&1 8>&- 9>&- &
 	local keeper=$!
 	while true; do

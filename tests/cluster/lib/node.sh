@@ -3,17 +3,17 @@
 # every component, installs CoreDNS and ingress-nginx, and then ends as soon as
 # one component ends. All it makes goes away with its namespaces.
 #
-# Used by `up`: node.sh RIG SYSTEM_IMAGES APP_IMAGES CHART CNI_DIR, each a folder.
+# Used by `up`: node.sh RIG CHART CNI_DIR SYSTEM_IMAGES TEST_IMAGES…, each a folder.
 # shellcheck disable=SC2317 # functions that until_true calls
 set -euo pipefail
 
 # shellcheck source=lib/common.sh
 source "$1/lib/common.sh"
 set_paths "$1"
-SYSTEM_IMAGES=$2
-APP_IMAGES=$3
-CHART=$4
-CNI_DIR=$5
+CHART=$2
+CNI_DIR=$3
+SYSTEM_IMAGES=$4
+TEST_IMAGES=("${@:5}")
 
 # The machine's /proc is still mounted here, so this tells the machine's number
 # of this process: whoever stops the cluster needs it, hence before all else.
@@ -283,12 +283,15 @@ bring_up() {
 	) >"$LOG_DIR/deploy.log" 2>&1 &
 	local deploying=$!
 	until_true 120 "the system images cannot be imported; see import-system.log" test -e "$RUN_DIR/system-imported"
-	import "$APP_IMAGES" >"$LOG_DIR/import-app.log" 2>&1 || status=1
+	local folder
+	for folder in "${TEST_IMAGES[@]}"; do
+		import "$folder" || status=1
+	done >"$LOG_DIR/import-test.log" 2>&1
 	wait "$deploying" || status=1
 	if ((status == 0)); then
 		touch "$RUN_DIR/ready"
 	else
-		progress "failed: the deployments did not become ready; see deploy.log and import-app.log"
+		progress "failed: the deployments did not become ready; see deploy.log and import-test.log"
 	fi
 }
 bring_up &

@@ -135,6 +135,17 @@ impl App {
         self.deployment["spec"]["replicas"].as_u64().unwrap_or(1) as usize
     }
 
+    /// Version 3 with these variables in its environment, on top of version 1's, as `spec.canary`.
+    #[must_use]
+    pub fn version_three(&self, env: &[(&str, &str)]) -> Value {
+        let container = &self.deployment["spec"]["template"]["spec"]["containers"][0]["name"];
+        let env: Vec<_> = env
+            .iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect();
+        json!({"image": image("v3"), "template": {"spec": {"containers": [{"name": container, "env": env}]}}})
+    }
+
     /// A release of version 3, whose image works as it is, under the Deployment's name. `spec` tells the rest, such as
     /// the steps, and may replace what is said here.
     #[must_use]

@@ -109,6 +109,29 @@ impl Cluster {
         Some(command)
     }
 
+    /// Numbers of the processes of the container with this id; none where the node's processes are out of reach.
+    pub fn processes(&self, container: &str) -> Result<Option<Vec<String>>> {
+        // Every process's cgroup names its container. Processes end while this looks, hence the `2>/dev/null`.
+        let script = r#"grep -l "$0" /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3"#;
+        let Some(mut look) = self.on_node("sh", &["-c", script, container]) else {
+            return Ok(None);
+        };
+        let found: Vec<String> = output(&mut look)?.lines().map(str::to_owned).collect();
+        if container.is_empty() || found.is_empty() {
+            bail!("no process of the container {container:?} was found on the node");
+        }
+        Ok(Some(found))
+    }
+
+    /// Kills the processes of the container with this id by signal 9; false where the node's processes are out of reach.
+    pub fn kill_container(&self, container: &str) -> Result<bool> {
+        let (Some(processes), Some(mut kill)) = (self.processes(container)?, self.on_node("kill", &["-9"])) else {
+            return Ok(false);
+        };
+        output(kill.args(&processes))?;
+        Ok(true)
+    }
+
     /// What `kubectl` answers.
     pub fn ask(&self, args: &[&str]) -> Result<String> {
         output(self.kubectl(args).arg("--request-timeout=30s"))

@@ -10,13 +10,16 @@
 pub mod ab;
 pub mod app;
 pub mod cluster;
+pub mod controllers;
 pub mod exercise;
 pub mod load;
 pub mod metrics;
 pub mod namespace;
 pub mod operator;
 pub mod process;
+pub mod prometheus;
 pub mod release;
 pub mod scene;
 pub mod stats;
+pub mod trial;
 pub mod watch;

@@ -9,10 +9,11 @@ use crate::{
     cluster::{Cluster, repository, setting},
     metrics::{Counts, Sample, parse},
     process::{attempt, output, until},
+    prometheus,
 };
 
 /// Namespace and name of the Helm release, and so of the Deployment.
-const NAME: &str = "canary-operator";
+pub(crate) const NAME: &str = "canary-operator";
 /// The operator's pods.
 const SELECTOR: &str = "--selector=app.kubernetes.io/name=canary-operator";
 /// Counter of the requests that the operator sends to the API server.
@@ -102,32 +103,11 @@ impl Operator {
     /// processes are out of reach.
     pub fn kill_process(&self, within: Duration) -> Result<bool> {
         let old = self.until_ready(within, |_| true)?;
-        let Some(processes) = self.processes(&old)? else {
+        if !self.cluster.kill_container(&old.container)? {
             return Ok(false);
-        };
-        let Some(mut kill) = self.cluster.on_node("kill", &["-9"]) else {
-            return Ok(false);
-        };
-        output(kill.args(&processes))?;
+        }
         self.until_ready(within, |pod| pod.container != old.container)?;
         Ok(true)
-    }
-
-    /// Numbers of the processes of the pod's container on the node.
-    fn processes(&self, pod: &OperatorPod) -> Result<Option<Vec<String>>> {
-        // Every process's cgroup names its container. Processes end while this looks, hence the `2>/dev/null`.
-        let script = r#"grep -l "$0" /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3"#;
-        let Some(mut look) = self.cluster.on_node("sh", &["-c", script, &pod.container]) else {
-            return Ok(None);
-        };
-        let found: Vec<String> = output(&mut look)?.lines().map(str::to_owned).collect();
-        if pod.container.is_empty() || found.is_empty() {
-            bail!(
-                "no process of the operator's container {:?} was found on the node",
-                pod.container
-            );
-        }
-        Ok(Some(found))
     }
 
     /// The operator's own metrics.
@@ -149,7 +129,7 @@ impl Operator {
     /// Resident memory of its process now, and at most so far, in MiB; none where the node's processes are out of reach.
     pub fn resident_mib(&self) -> Result<Option<(f64, f64)>> {
         let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
-        let Some(processes) = self.processes(&pod)? else {
+        let Some(processes) = self.cluster.processes(&pod.container)? else {
             return Ok(None);
         };
         let Some(mut read) = self.cluster.on_node("cat", &[]) else {
@@ -188,6 +168,8 @@ fn install(cluster: &'static Cluster) -> Result<Operator> {
     let chart = repository().join("charts/canary-operator");
     let set_repository = format!("--set-string=image.repository={repository_of_image}");
     let set_tag = format!("--set-string=image.tag={tag}");
+    let set_prometheus = format!("--set-json=prometheus={}", prometheus::chart_value());
+    prometheus::make_certificates(cluster, NAME)?;
     let upgrade = attempt(
         &mut cluster.helm(&[
             "upgrade",
@@ -199,6 +181,7 @@ fn install(cluster: &'static Cluster) -> Result<Operator> {
             "--create-namespace",
             &set_repository,
             &set_tag,
+            &set_prometheus,
             "--set=image.pullPolicy=IfNotPresent",
             "--wait",
             "--timeout=2m",

@@ -51,6 +51,8 @@ pub struct Status {
     pub canary_image: String,
     /// The canary's pods.
     pub canary_pods: Option<CanaryPods>,
+    /// Where the checks stand.
+    pub checks: Vec<Check>,
     /// The last releases, newest first.
     pub history: Vec<HistoryEntry>,
     /// The conditions.
@@ -76,13 +78,22 @@ impl Status {
         self.rollout.as_ref().map_or("", |rollout| &rollout.stage)
     }
 
+    /// The check of this name.
+    #[must_use]
+    pub fn check(&self, name: &str) -> Option<&Check> {
+        self.checks.iter().find(|check| check.name == name)
+    }
+
+    /// Whether the release waits for this reason, which `Ready` gives.
+    #[must_use]
+    pub fn waits_for(&self, reason: &str) -> bool {
+        self.condition("Ready").is_some_and(|ready| ready.reason == reason)
+    }
+
     /// Whether the release waits for somebody's approval.
     #[must_use]
     pub fn awaits_approval(&self) -> bool {
-        self.phase == "Paused"
-            && self
-                .condition("Ready")
-                .is_some_and(|ready| ready.reason == "AwaitingApproval")
+        self.phase == "Paused" && self.waits_for("AwaitingApproval")
     }
 }
 
@@ -106,6 +117,30 @@ pub struct CanaryPods {
     pub reason: String,
     /// The last line it wrote.
     pub log: String,
+}
+
+/// An element of `status.checks`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// What the last window said: `Pass`, `Breach`, `NoData` or `Error`.
+    pub verdict: String,
+    /// The verdict in words.
+    pub message: String,
+    /// What the comparison with version 1 has gathered, one for each kind of failure.
+    pub evidence: Vec<Evidence>,
+}
+
+/// An element of `status.checks[].evidence`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Evidence {
+    /// Requests to version 2 that were judged.
+    pub canary: u64,
+    /// Those of them that failed.
+    pub canary_failed: u64,
 }
 
 /// An element of `status.conditions`.
@@ -537,6 +572,34 @@ pub fn weights_seen(seen: &[Seen]) -> Vec<WeightSeen> {
         }
     }
     weights
+}
+
+/// A watch of the namespace's Ingresses that has begun to see: the stable one is there already.
+pub fn watch_ingresses(namespace: &Namespace) -> Result<Watch> {
+    let watch = Watch::start(namespace, &["ingresses"])?;
+    watch.until("the stable Ingress is seen", Duration::from_secs(30), |seen| {
+        (!seen.is_empty()).then_some(())
+    })?;
+    Ok(watch)
+}
+
+/// The weights that canary Ingresses carried one after another, `-` for gone.
+pub fn weights(watch: &Watch) -> Result<Vec<String>> {
+    watch.still_runs()?;
+    Ok(weights_seen(&watch.seen())
+        .into_iter()
+        .map(|seen| seen.weight.unwrap_or_else(|| "-".to_owned()))
+        .collect())
+}
+
+/// Waits until nothing that the operator made for a release is left.
+pub fn nothing_of_the_canary_left(namespace: &Namespace) -> Result<()> {
+    const KINDS: &str = "deployments,replicasets,pods,services,endpointslices,ingresses";
+    // The garbage collector and the kubelet take their time after the Deployment has gone.
+    until("nothing of the canary is left", Duration::from_secs(60), || {
+        let left = namespace.names(KINDS, LABEL)?;
+        Ok(if left.is_empty() { Ok(()) } else { Err(left.join(", ")) })
+    })
 }
 
 #[cfg(test)]

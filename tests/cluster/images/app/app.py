@@ -1,20 +1,41 @@
 """The test application: tells who answers, and fails or dawdles when asked to.
 
 Environment: VERSION, POD_NAME, ERROR_RATE (0..1, share of answers that are
-500), LATENCY_MS, STARTUP_SECONDS (wait before listening), ON_TERM (`exit` at
-once, or `drain`: serve 5 more seconds first), VERSION_ENDPOINT (`yes`, or `no`:
-/version is not found).
+500), LATENCY_MS and LATENCY_RATE (0..1, share of answers that take so long; all
+unless told), STARTUP_SECONDS (wait before listening), ON_TERM (`exit` at once,
+or `drain`: serve 5 more seconds first), VERSION_ENDPOINT (`yes`, or `no`:
+/version is not found). A share is met exactly: of 0.01, every hundredth.
+
+A request's header X-Fault asks for one: `500`, `hang` (never answers), `close`
+(closes the connection instead), `close-once` (does so every other time).
 """
 
 import asyncio
 import os
-import random
 import signal
+from fractions import Fraction
+
+
+class Share:
+    """Every so many times: by counting, so that no run is an unlucky one."""
+
+    def __init__(self, rate: str) -> None:
+        self.rate = Fraction(rate)
+        self.due = Fraction(0)
+
+    def hits(self) -> bool:
+        self.due += self.rate
+        if self.due < 1:
+            return False
+        self.due -= 1
+        return True
+
 
 VERSION = os.environ.get("VERSION", "v1")
 POD_NAME = os.environ.get("POD_NAME") or os.uname().nodename
-ERROR_RATE = float(os.environ.get("ERROR_RATE") or 0)
+ERRORS = Share(os.environ.get("ERROR_RATE") or "0")
 LATENCY = float(os.environ.get("LATENCY_MS") or 0) / 1000
+LATE = Share(os.environ.get("LATENCY_RATE") or "1")
 STARTUP_SECONDS = float(os.environ.get("STARTUP_SECONDS") or 0)
 ON_TERM = os.environ.get("ON_TERM") or "exit"
 VERSION_ENDPOINT = os.environ.get("VERSION_ENDPOINT") or "yes"
@@ -42,6 +63,8 @@ BAD_REQUEST = answer("400 Bad Request", "bad request\n")
 
 class Connection(asyncio.Protocol):
     """HTTP/1.1 with keep-alive; a request's body is skipped."""
+
+    every_other = Share("1/2")
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -90,16 +113,28 @@ class Connection(asyncio.Protocol):
         connection = headers.get(b"connection", b"")
         last = connection == b"close" or (words[2] == b"HTTP/1.0" and connection != b"keep-alive")
 
+        fault = headers.get(b"x-fault")
+        if fault == b"hang":
+            self.busy = True
+            return
+        if fault == b"close" or (fault == b"close-once" and not self.every_other.hits()):
+            self.closing = True
+            self.transport.close()
+            return
+
         path = words[1].partition(b"?")[0]
-        delay = LATENCY
+        delay = 0.0
         if path == b"/healthz":
-            page, delay = HEALTHY, 0
-        elif ERROR_RATE and random.random() < ERROR_RATE:
-            page = FAILED
-        elif path == b"/version":
-            page = VERSION_PAGE
+            page = HEALTHY
         else:
-            page = PAGE
+            if fault == b"500" or ERRORS.hits():
+                page = FAILED
+            elif path == b"/version":
+                page = VERSION_PAGE
+            else:
+                page = PAGE
+            if LATE.hits():
+                delay = LATENCY
         data = page[1] if words[0] == b"HEAD" else page[0]
         if words[2] == b"HTTP/1.0" and not last:
             data = data.replace(b"\r\n", b"\r\nConnection: keep-alive\r\n", 1)

@@ -132,6 +132,12 @@ const DATE: &str = "a date of this century is written as 2026-12-23, or with a t
 const HEADER_NAME: &str = "the name of a header has letters, digits and dashes";
 const HEADER_VALUE: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : in a header's value";
 const HEADER_PATTERN: &str = "ingress-nginx takes only letters, digits and - . _ ~ / : ^ $ [ ]";
+const AT_LEAST_ONE: &str = "should be greater than or equal to 1";
+const CHECK_NAME: &str = "the name of a check has lower-case letters, digits and dashes, such as errors-vs-v1";
+const STATUS: &str = "should match";
+const FALSE_ROLLBACK: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
+const MIN_REQUESTS_OF_QUERY: &str = "a query counts no requests, so minRequests says nothing";
+const QUANTILE: &str = "a quantile lies between 0 and 1, such as 0.99";
 
 /// A field (`[]` stands for the first element of a list), a wrong value and what the refusal says.
 type WrongField = (&'static str, fn() -> Value, &'static str);
@@ -225,10 +231,167 @@ const FIELDS: &[WrongField] = &[
         || json!("x".repeat(201)),
         "may not be more than 200",
     ),
+    ("analysis.interval", || json!("1s"), "an interval is at least 2s"),
+    ("analysis.interval", || json!("often"), DURATION),
+    ("analysis.warmUp", || json!("-1s"), DURATION),
+    (
+        "analysis.source",
+        || json!("Prometheus"),
+        "supported values: \"ingressNginx\", \"prometheus\"",
+    ),
+    ("analysis.prometheus", || json!(""), TOO_SHORT),
+    (
+        "analysis.noData",
+        || json!("ignore"),
+        "supported values: \"hold\", \"pass\", \"fail\"",
+    ),
+    ("analysis.failureLimit", || json!(0), AT_LEAST_ONE),
+    ("analysis.minRequests", || json!(0), AT_LEAST_ONE),
+    ("analysis.errorDeadline.after", || json!("10"), DURATION),
+    (
+        "analysis.errorDeadline.after",
+        || json!("0s"),
+        "errorDeadline.after is more than 0s",
+    ),
+    (
+        "analysis.errorDeadline.action",
+        || json!("promote"),
+        "supported values: \"hold\", \"rollback\"",
+    ),
+    ("analysis.earlyAdvance", || json!("yes"), BOOLEAN),
+    (
+        "analysis.checks",
+        || json!([{"name": "success", "successRate": {"min": 99}}]),
+        "earlyAdvance takes a comparison with version 1",
+    ),
+    (
+        "analysis.checks",
+        || json!([{"name": "errors", "errorRegression": {}}, {"name": "errors", "latencyRegression": {}}]),
+        "Duplicate value",
+    ),
+    ("analysis.checks[].name", || json!("P 99"), CHECK_NAME),
+    ("analysis.checks[].minRequests", || json!(0), AT_LEAST_ONE),
+    (
+        "analysis.checks[]",
+        || json!({"name": "nothing"}),
+        "a check has exactly one of successRate, latency, errorRegression, latencyRegression and prometheus",
+    ),
+    (
+        "analysis.checks[]",
+        || json!({"name": "both", "successRate": {"min": 99}, "errorRegression": {}}),
+        "a check has exactly one of",
+    ),
+    (
+        "analysis.checks[].successRate.min",
+        || json!(101),
+        "less than or equal to 100",
+    ),
+    (
+        "analysis.checks[].successRate.min",
+        || json!(0.99),
+        "successRate.min is in percent, such as 99.5",
+    ),
+    ("analysis.checks[].successRate.failures[]", || json!("5XX"), STATUS),
+    ("analysis.checks[].latency.quantile", || json!(99), QUANTILE),
+    ("analysis.checks[].latency.quantile", || json!(1), QUANTILE),
+    ("analysis.checks[].latency.quantile", || json!(0), QUANTILE),
+    (
+        "analysis.checks[].latency.max",
+        || json!("0s"),
+        "latency.max is more than 0s",
+    ),
+    ("analysis.checks[].latency.max", || json!("500"), DURATION),
+    (
+        "analysis.checks[].errorRegression.falseRollback",
+        || json!(1),
+        FALSE_ROLLBACK,
+    ),
+    (
+        "analysis.checks[].errorRegression.ignoreBelow",
+        || json!(0.5),
+        "greater than or equal to 1",
+    ),
+    ("analysis.checks[].errorRegression.failures[]", || json!("600"), STATUS),
+    (
+        "analysis.checks[].latencyRegression.above[]",
+        || json!("slow"),
+        DURATION,
+    ),
+    (
+        "analysis.checks[].latencyRegression.falseRollback",
+        || json!(0),
+        FALSE_ROLLBACK,
+    ),
+    (
+        "analysis.checks[].latencyRegression.ignoreBelow",
+        || json!(11),
+        "less than or equal to 10",
+    ),
+    (
+        "analysis.checks[]",
+        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "orders", "min": 1}}),
+        MIN_REQUESTS_OF_QUERY,
+    ),
+    ("analysis.checks[].prometheus.query", || json!(""), TOO_SHORT),
+    (
+        "analysis.checks[].prometheus.query",
+        || json!("rate(orders[{{ window }}])"),
+        "a query knows {{ namespace }}, {{ ingress }}",
+    ),
+    (
+        "analysis.checks[]",
+        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "up", "min": 1}}),
+        "a query counts no requests",
+    ),
+    ("analysis.checks[].prometheus.server", || json!(""), TOO_SHORT),
+    (
+        "analysis.checks[].prometheus.min",
+        || json!("1"),
+        "must be of type number",
+    ),
+    (
+        "analysis.checks[].prometheus.min",
+        || json!(11),
+        "min may not exceed max",
+    ),
+    (
+        "analysis.checks[].prometheus.max",
+        || json!(true),
+        "must be of type number",
+    ),
+    (
+        "analysis.checks[].prometheus",
+        || json!({"query": "up"}),
+        "set min, max or both: without a bound nothing is checked",
+    ),
+    (
+        "steps[].analysis.interval",
+        || json!("1s"),
+        "an interval is at least 2s",
+    ),
+    ("steps[].analysis.warmUp", || json!("long"), DURATION),
+    ("steps[].analysis.noData", || json!("ignore"), "supported values"),
+    (
+        "steps[].analysis.failureLimit",
+        || json!(101),
+        "less than or equal to 100",
+    ),
+    ("steps[].analysis.minRequests", || json!(-1), AT_LEAST_ONE),
 ];
 
-/// A good release that has every field but those which exclude another.
-fn whole_release(with_ramp: bool) -> Value {
+/// The kinds of checks, of which a check is one.
+fn kind_of_check(kind: &str) -> Value {
+    match kind {
+        "latency" => json!({"quantile": 0.99, "max": "500ms"}),
+        "errorRegression" => json!({"falseRollback": 0.01, "ignoreBelow": 1.5, "failures": ["5xx", "499"]}),
+        "latencyRegression" => json!({"above": ["250ms"], "falseRollback": 0.01, "ignoreBelow": 1.5}),
+        "prometheus" => json!({"query": "up", "server": "main", "min": 1, "max": 10}),
+        _ => json!({"min": 99.5, "failures": ["5xx"]}),
+    }
+}
+
+/// A good release that has every field but those which exclude that of this path.
+fn whole_release(path: &str) -> Value {
     let mut release = release_of_v3(&[(30, "1m")]);
     let spec = &mut release["spec"];
     spec["target"] =
@@ -237,14 +400,46 @@ fn whole_release(with_ramp: bool) -> Value {
         json!({"container": "frontend", "image": "app:v3", "replicas": 2, "suffix": "-v2", "template": {}});
     spec["traffic"] =
         json!({"header": {"name": "X-Canary", "value": "yes"}, "cookie": "canary", "allowSharedService": true});
-    spec["steps"] = json!([{"weight": 30, "hold": "1m", "approval": true}]);
+    let analysis = json!({"interval": "10s", "warmUp": "2s", "noData": "pass", "failureLimit": 1, "minRequests": 5});
+    spec["steps"] = json!([{"weight": 30, "hold": "1m", "approval": true, "analysis": analysis}]);
     spec["promotion"] = json!({"mode": "UpdateStable", "shiftTraffic": "Auto"});
     spec["rollback"] = json!({"keepFor": "1h"});
     spec["progressDeadline"] = "10m".into();
     spec["paused"] = true.into();
     spec["windows"] = json!([{"days": ["Mon"], "from": "09:00", "to": "17:00", "timeZone": "Europe/Madrid"}]);
     spec["freezes"] = json!([{"from": "2026-12-23", "to": "2027-01-02", "timeZone": "UTC", "reason": "holidays"}]);
-    if with_ramp {
+    let mut check = json!({"name": "a-check"});
+    let kind = path
+        .strip_prefix("analysis.checks[].")
+        .and_then(|rest| rest.split('.').next());
+    let kind = kind
+        .filter(|field| !["name", "minRequests"].contains(field))
+        .unwrap_or("successRate");
+    check[kind] = kind_of_check(kind);
+    if kind == "prometheus"
+        && let Some(check) = check.as_object_mut()
+    {
+        // A query counts no requests.
+        check.remove("minRequests");
+    }
+    if kind != "prometheus" {
+        check["minRequests"] = 50.into();
+    }
+    // Without a comparison no step ends early.
+    let comparison = json!({"name": "errors", "errorRegression": {}});
+    spec["analysis"] = json!({
+        "interval": "30s",
+        "warmUp": "5s",
+        "source": "prometheus",
+        "prometheus": "main",
+        "noData": "hold",
+        "failureLimit": 3,
+        "minRequests": 20,
+        "errorDeadline": {"after": "5m", "action": "hold"},
+        "earlyAdvance": true,
+        "checks": [check, comparison],
+    });
+    if path.starts_with("ramp") {
         only_ramp(&mut release, ramp("10", "10", "50"));
     }
     release
@@ -252,7 +447,7 @@ fn whole_release(with_ramp: bool) -> Value {
 
 /// The release with this value in the field.
 fn with_field(path: &str, value: Value) -> Result<Value> {
-    let mut release = whole_release(path.starts_with("ramp"));
+    let mut release = whole_release(path);
     let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
     let pointer = |path: &str| format!("/{path}").replace('.', "/").replace("[]", "/0");
     // A list's element is there already; a field may be new.
@@ -306,11 +501,13 @@ fn every_field_refuses_a_wrong_value_with_a_sentence() -> Outcome {
             .collect();
         ensure!(untried.is_empty(), "no wrong value is known for {untried:?}");
 
-        for with_ramp in [false, true] {
-            let mut good = whole_release(with_ramp);
-            good["metadata"]["name"] = format!("good-{with_ramp}").into();
-            scene.namespace.apply(&[good])?;
+        let mut good: Vec<_> = FIELDS.iter().map(|(path, ..)| whole_release(path)).collect();
+        good.sort_by_key(Value::to_string);
+        good.dedup();
+        for (number, release) in good.iter_mut().enumerate() {
+            release["metadata"]["name"] = format!("good-{number}").into();
         }
+        scene.namespace.apply(&good)?;
         let mut faults = Vec::new();
         for (path, wrong, sentence) in FIELDS {
             let (wrong, field) = (wrong(), format!("spec.{}", path.replace("[]", "[0]")));
@@ -440,6 +637,35 @@ fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
     })
 }
 
+#[test]
+fn a_server_and_a_query_that_cannot_be_asked_stall_it_and_others_mend_it() -> Outcome {
+    play("unasked", |scene| {
+        let namespace = &scene.namespace;
+        App::new("shop", &scene.host()).deploy(namespace)?;
+        let with = |server: &str, query: &str| {
+            let mut object = release_of_v3(&[(30, "10m")]);
+            object["spec"]["target"] = json!({"deployment": "shop"});
+            let check = json!({"name": "orders", "prometheus": {"query": query, "min": 1}});
+            object["spec"]["analysis"] = json!({"prometheus": server, "checks": [check]});
+            object
+        };
+        let release = Release::apply(namespace, &with("unheard-of", "up"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.prometheus", "unheard-of", "steady"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m])"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.checks[orders].prometheus.query", "line 1"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m]))"))?;
+        goes_on(&release)
+    })
+}
+
 /// The condition `Stalled` names these things, and nothing of a canary was made.
 fn stalls(namespace: &Namespace, release: &Release<'_>, names: &[&str]) -> Result<()> {
     let stalled = release.until("Stalled is True", TO_STALL, |moment| {
@@ -477,7 +703,7 @@ fn goes_on(release: &Release<'_>) -> Result<()> {
 #[test]
 fn every_field_of_the_good_release_can_be_replaced() -> Result<()> {
     for (path, wrong, _) in FIELDS {
-        let good = whole_release(path.starts_with("ramp"));
+        let good = whole_release(path);
         ensure!(with_field(path, wrong())? != good, "{path} changes nothing");
     }
     let mut found = Vec::new();

@@ -5,32 +5,14 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 use canary_e2e::{
     load::{Load, Request, Tally, burst},
-    namespace::Namespace,
-    process::until,
-    release::{Event, LABEL, Release, WeightSeen, weights_seen},
+    release::{Event, Release, WeightSeen, weights_seen},
     scene::Scene,
     stats::{FALSE_ALARM, binomial_bounds},
     watch::Watch,
 };
 use jiff::Timestamp;
 
-/// A watch of the namespace's Ingresses that has begun to see: the stable one is there already.
-pub fn watch_ingresses(namespace: &Namespace) -> Result<Watch> {
-    let watch = Watch::start(namespace, &["ingresses"])?;
-    watch.until("the stable Ingress is seen", Duration::from_secs(30), |seen| {
-        (!seen.is_empty()).then_some(())
-    })?;
-    Ok(watch)
-}
-
-/// The weights that canary Ingresses carried one after another, `-` for gone.
-pub fn weights(watch: &Watch) -> Result<Vec<String>> {
-    watch.still_runs()?;
-    Ok(weights_seen(&watch.seen())
-        .into_iter()
-        .map(|seen| seen.weight.unwrap_or_else(|| "-".to_owned()))
-        .collect())
-}
+pub use canary_e2e::release::{nothing_of_the_canary_left, watch_ingresses, weights};
 
 /// An error where a canary Ingress changed its weight between these times.
 pub fn weight_stood_still(watch: &Watch, from: Timestamp, to: Timestamp, during: &str) -> Result<()> {
@@ -106,16 +88,6 @@ pub const SETTLE: Duration = Duration::from_secs(6);
 pub fn settle(change: Timestamp) {
     let left = (change + SETTLE).duration_since(Timestamp::now());
     thread::sleep(Duration::try_from(left).unwrap_or_default());
-}
-
-/// Waits until nothing that the operator made for a release is left.
-pub fn nothing_of_the_canary_left(namespace: &Namespace) -> Result<()> {
-    const KINDS: &str = "deployments,replicasets,pods,services,endpointslices,ingresses";
-    // The garbage collector and the kubelet take their time after the Deployment has gone.
-    until("nothing of the canary is left", Duration::from_secs(60), || {
-        let left = namespace.names(KINDS, LABEL)?;
-        Ok(if left.is_empty() { Ok(()) } else { Err(left.join(", ")) })
-    })
 }
 
 /// Whether the number `number` stands in `text`, not as a part of another one.

@@ -4,6 +4,7 @@
 mod bad_input;
 mod common;
 mod deletion;
+mod judging;
 mod life_cycle;
 mod operator_killed;
 mod pinned;

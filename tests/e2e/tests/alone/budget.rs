@@ -1,4 +1,4 @@
-//! What a release costs. Alone in its binary, because the operator's counters are for all releases together.
+//! What a release costs.
 
 use std::{
     io::{self, Write as _},
