@@ -108,7 +108,7 @@ impl Plan {
     /// errors in 20% of cases, a tenfold rise in 99%`: the least rise that is not tolerated, and the least that is found reliably.
     #[must_use]
     pub fn in_words(&self, per_second: f64, error_rate: f64) -> String {
-        if !(per_second > 0.0) {
+        if per_second.is_nan() || per_second <= 0.0 {
             return "without requests this plan finds nothing".to_owned();
         }
         let (rate, errors) = if error_rate > 0.0 {
