@@ -1,6 +1,6 @@
 //! What a plan can find, told before it starts: the same test, on requests drawn at random.
 
-use super::{Batch, Tally, sequential::short};
+use super::{Batch, Tally, judge::BATCH, sequential::short};
 use crate::api::Evidence;
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 use rand_distr::{Distribution, Poisson};
@@ -11,8 +11,6 @@ const RUNS: u32 = 400;
 const SEED: u64 = 1;
 /// Batches of a release, or one for each step where that is more. More would change little and take longer.
 const BATCHES: f64 = 40.0;
-/// Requests in a batch where there are so many: with fewer the test loses what it could know.
-const ENOUGH: f64 = 50.0;
 /// Assumed of version 1 where no error was seen: who fails less would hardly notice a doubling.
 const FLOOR: f64 = 0.001;
 /// Found this often, a rise counts as found.
@@ -48,7 +46,7 @@ struct Requests {
 
 impl Requests {
     fn new(expected: f64, risk: f64) -> Self {
-        let poisson = |mean: f64| Poisson::new(mean.min(MOST)).ok();
+        let poisson = |mean: f64| Poisson::new(mean.clamp(0.0, MOST)).ok();
         Self {
             good: poisson(expected * (1.0 - risk)),
             failed: poisson(expected * risk),
@@ -74,10 +72,10 @@ impl Plan {
     pub fn power(&self, per_second: f64, error_rate: f64, ratio: f64) -> f64 {
         let (stable_risk, canary_risk) = (error_rate.clamp(0.0, 1.0), (error_rate * ratio).clamp(0.0, 1.0));
         #[allow(clippy::cast_precision_loss)] // At most 101 steps.
-        let most = (BATCHES / self.steps.len() as f64).ceil();
+        let (enough, most) = (BATCH as f64, (BATCHES / self.steps.len() as f64).ceil().max(1.0));
         let draws = self.steps.iter().map(|(share, seconds)| {
             let requests = per_second * seconds;
-            let batches = (requests / ENOUGH).clamp(1.0, most).floor();
+            let batches = (requests / enough).clamp(1.0, most).floor();
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 1 to `BATCHES`.
             Draw {
                 batches: batches as u32,
@@ -110,7 +108,7 @@ impl Plan {
     /// errors in 20% of cases, a tenfold rise in 99%`: the least rise that is not tolerated, and the least that is found reliably.
     #[must_use]
     pub fn in_words(&self, per_second: f64, error_rate: f64) -> String {
-        if !(per_second > 0.0) {
+        if per_second.is_nan() || per_second <= 0.0 {
             return "without requests this plan finds nothing".to_owned();
         }
         let (rate, errors) = if error_rate > 0.0 {
@@ -169,10 +167,129 @@ impl Plan {
     }
 }
 
+/// Never certainty: nothing is, and this is an estimate.
 fn percent(share: f64) -> String {
-    match share * 100.0 {
-        percent if percent < 1.0 => "under 1%".to_owned(),
-        percent if percent > 99.0 => "over 99%".to_owned(),
-        percent => format!("{percent:.0}%"),
+    format!("{:.0}%", (share * 100.0).clamp(1.0, 99.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_distr::Binomial;
+
+    fn plan(steps: &[(f64, f64)]) -> Plan {
+        Plan {
+            steps: steps.to_vec(),
+            alpha: 0.01,
+            ignore_below: 1.0,
+        }
+    }
+
+    /// 5, 10, 25 and 50 %, five minutes each.
+    fn usual() -> Plan {
+        plan(&[0.05, 0.1, 0.25, 0.5].map(|share| (share, 300.0)))
+    }
+
+    /// The share of releases that find it, with a batch for every ten seconds, and a weight that takes one to spread.
+    fn simulated(plan: &Plan, per_second: f64, error_rate: f64, ratio: f64) -> f64 {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(2);
+        let runs = 400;
+        let mut found = 0;
+        for _ in 0..runs {
+            let mut draw = |n: u64, p: f64| Binomial::new(n, p.min(1.0)).unwrap().sample(&mut rng);
+            let mut evidence = Evidence::new(plan.ignore_below);
+            let mut look = |share: f64, first: bool| {
+                let requests = (per_second * 10.0) as u64;
+                let canary = draw(requests, share);
+                let of = |requests: u64, failed: u64| Tally { requests, failed };
+                evidence.add(&Batch {
+                    stable: of(requests - canary, draw(requests - canary, error_rate)),
+                    canary: of(canary, draw(canary, error_rate * ratio)),
+                    least_share: if first { share } else { 0.0 },
+                });
+                evidence.log_harm() >= -plan.alpha.ln()
+            };
+            let mut steps = plan.steps.iter();
+            found +=
+                i32::from(steps.any(|(share, seconds)| (0..(seconds / 10.0) as u32).any(|n| look(*share, n == 0))));
+        }
+        f64::from(found) / f64::from(runs)
+    }
+
+    #[test]
+    fn what_is_told_is_what_a_simulation_finds() {
+        let plans = [
+            usual(),
+            plan(&[(0.3, 120.0), (1.0, 60.0)]),
+            plan(&[0.02, 0.1, 0.2, 0.4, 0.6, 0.8].map(|share| (share, 60.0))),
+            Plan {
+                ignore_below: 1.5,
+                alpha: 0.1,
+                ..usual()
+            },
+        ];
+        let mut between = 0;
+        for plan in &plans {
+            for (per_second, error_rate) in [(2.0, 0.02), (50.0, 0.005), (300.0, 0.0005)] {
+                for ratio in [1.0, 2.0, 3.0, 5.0] {
+                    let told = plan.power(per_second, error_rate, ratio);
+                    let real = simulated(plan, per_second, error_rate, ratio);
+                    let what = format!("{per_second} req/s, {error_rate}·{ratio}, {:?}", plan.steps);
+                    assert!((told - real).abs() <= 0.1, "{told} instead of {real}: {what}");
+                    between += usize::from((0.1..0.9).contains(&told));
+                }
+            }
+        }
+        assert!(between > 9, "only {between} that can go wrong");
+    }
+
+    #[test]
+    fn a_larger_rise_and_more_requests_are_found_more_often() {
+        let plan = usual();
+        let by_ratio = RISES.map(|ratio| plan.power(5.0, 0.005, ratio));
+        assert!(by_ratio.is_sorted(), "{by_ratio:?}");
+        let by_rate = [1.0, 10.0, 100.0].map(|per_second| plan.power(per_second, 0.005, 2.0));
+        assert!(by_rate.is_sorted(), "{by_rate:?}");
+    }
+
+    #[test]
+    fn words_say_what_is_found_and_from_where_on() {
+        let words = |plan: &Plan, per_second, error_rate| plan.in_words(per_second, error_rate);
+        let tolerant = Plan {
+            ignore_below: 2.0,
+            ..usual()
+        };
+        insta::assert_snapshot!(words(&usual(), 5.0, 0.005), @"");
+        insta::assert_snapshot!(words(&usual(), 500.0, 0.005), @"");
+        insta::assert_snapshot!(words(&usual(), 50.0, 0.0), @"");
+        insta::assert_snapshot!(words(&usual(), 0.02, 0.001), @"");
+        insta::assert_snapshot!(words(&usual(), 0.2, 0.05), @"");
+        insta::assert_snapshot!(words(&usual(), 3.0, 0.7), @"");
+        insta::assert_snapshot!(words(&usual(), 0.0, 0.1), @"");
+        insta::assert_snapshot!(words(&tolerant, 50.0, 0.005), @"");
+        insta::assert_snapshot!(words(&tolerant, 50.0, 0.6), @"");
+    }
+
+    #[test]
+    fn nonsense_is_answered_too() {
+        let numbers = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, 1e-300];
+        for number in numbers {
+            let plans = [
+                plan(&[]),
+                plan(&[(number, 60.0), (0.1, number)]),
+                Plan {
+                    alpha: number,
+                    ignore_below: number,
+                    ..usual()
+                },
+            ];
+            for plan in plans {
+                for other in numbers {
+                    let power = plan.power(number, other, other);
+                    assert!((0.0..=1.0).contains(&power), "{power}");
+                    assert!(!plan.in_words(other, number).is_empty());
+                }
+            }
+        }
     }
 }
