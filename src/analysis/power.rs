@@ -109,7 +109,7 @@ impl Plan {
     /// errors in 8% of cases, a fivefold rise in 96%`: the least rise that is not tolerated, and the least that is found reliably.
     #[must_use]
     pub fn in_words(&self, per_second: f64, error_rate: f64) -> String {
-        if !(per_second > 0.0) {
+        if per_second.is_nan() || per_second <= 0.0 {
             return "without requests this plan finds nothing".to_owned();
         }
         let (rate, known) = match error_rate.min(1.0) {
