@@ -61,6 +61,14 @@ generate: ## Write crds/, the chart's CRD and manifests/install.yaml anew (start
 image: ## Build the operator and load its image into the test cluster
 	@tests/operator-image
 
+.PHONY: bench-parser
+bench-parser: ## Read a large exposition, beside another parser; fails where a bar is missed
+	cargo bench --locked --bench parser
+
+.PHONY: fuzz
+fuzz: ## Feed TARGET (default exposition) RUNS (default 10000000) inputs that look for new ways through its code
+	@tests/fuzz/run $(or $(TARGET),exposition) $(or $(RUNS),10000000)
+
 .PHONY: cluster-up
 cluster-up: ## Start the test cluster
 	@$(CLUSTER_TOOL) up

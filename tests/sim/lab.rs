@@ -34,10 +34,18 @@ pub struct Lab {
     pub ended_at: Cell<Option<jiff::Timestamp>>,
     scenario: Cell<Scenario>,
     up: watch::Sender<bool>,
-    quiet: Cell<bool>,
+    load: Cell<Load>,
     seen: RefCell<Seen>,
     /// Told whenever virtual time has passed.
     alive: mpsc::Sender<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Load {
+    Steady,
+    /// One request a minute.
+    Hardly,
+    Nothing,
 }
 
 #[derive(Default)]
@@ -89,7 +97,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
         let lab = Lab {
             world,
             up,
-            quiet: Cell::new(false),
+            load: Cell::new(Load::Steady),
             acted: Cell::new(0),
             scenario: Cell::new(Scenario::Good),
             ended_at: Cell::new(None),
@@ -143,10 +151,13 @@ impl Lab {
     /// Requests ten times a second, and testers' where the scenario has any.
     async fn traffic(&self) {
         for number in 0_usize.. {
-            let pause = if self.quiet.get() { 60_000 } else { 100 };
+            let pause = if self.load.get() == Load::Steady { 100 } else { 60_000 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
             // Whoever listens does so for as long as this lab lives.
             let _ = self.alive.send(());
+            if self.load.get() == Load::Nothing {
+                continue;
+            }
             let plain = SimRequest::to(HOST, "/");
             self.request(&plain, false);
             if self.scenario.get() == Scenario::Testers {
@@ -225,7 +236,19 @@ impl Lab {
     /// Hardly any traffic from now on.
     pub fn quiet(&self) {
         self.world.traffic(0);
-        self.quiet.set(true);
+        self.load.set(Load::Hardly);
+    }
+
+    /// No traffic at all from now on.
+    pub fn silent(&self) {
+        self.world.traffic(0);
+        self.load.set(Load::Nothing);
+    }
+
+    /// As much traffic as at the beginning again.
+    pub fn busy(&self) {
+        self.world.traffic(CROWD);
+        self.load.set(Load::Steady);
     }
 
     pub fn release(&self) -> Value {

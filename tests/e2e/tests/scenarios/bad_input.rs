@@ -338,11 +338,6 @@ const FIELDS: &[WrongField] = &[
         || json!("rate(orders[{{ window }}])"),
         "a query knows {{ namespace }}, {{ ingress }}",
     ),
-    (
-        "analysis.checks[]",
-        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "up", "min": 1}}),
-        "a query counts no requests",
-    ),
     ("analysis.checks[].prometheus.server", || json!(""), TOO_SHORT),
     (
         "analysis.checks[].prometheus.min",
@@ -416,12 +411,6 @@ fn whole_release(path: &str) -> Value {
         .filter(|field| !["name", "minRequests"].contains(field))
         .unwrap_or("successRate");
     check[kind] = kind_of_check(kind);
-    if kind == "prometheus"
-        && let Some(check) = check.as_object_mut()
-    {
-        // A query counts no requests.
-        check.remove("minRequests");
-    }
     if kind != "prometheus" {
         check["minRequests"] = 50.into();
     }
