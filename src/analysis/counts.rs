@@ -129,6 +129,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// nginx's own for a client that closed the connection before it had an answer.
+    pub const GIVEN_UP: Self = Self::Code(499);
+
     /// Of the label's value.
     #[must_use]
     pub fn parse(text: &str) -> Self {
@@ -185,7 +188,7 @@ pub struct Reading {
 
 /// Names a series by its family and all of its labels, method, path and host included.
 #[must_use]
-pub fn series(family: Family, labels: &str) -> u64 {
+pub fn series(family: Family, labels: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (family, labels).hash(&mut hasher);
     hasher.finish()

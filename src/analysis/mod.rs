@@ -9,6 +9,7 @@ pub mod exposition;
 mod judge;
 mod latency;
 mod power;
+pub mod prometheus;
 pub mod scraper;
 mod sequential;
 mod split;

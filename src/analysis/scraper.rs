@@ -43,6 +43,8 @@ const MOST_SERIES: usize = 200_000;
 pub const SELECTOR: &str = "app.kubernetes.io/name=ingress-nginx,app.kubernetes.io/component=controller";
 /// Where ingress-nginx serves its metrics unless told otherwise.
 pub const PORT: u16 = 10254;
+/// What the names of its metrics begin with.
+pub(super) const PREFIX: &str = "nginx_ingress_controller_";
 /// Without the prefix: requests, those that one upstream answered, and, where times are asked for, how fast.
 const NAMES: [&str; 3] = [
     "requests",
@@ -76,7 +78,7 @@ impl Default for Settings {
             namespace: Some("ingress-nginx".to_owned()),
             selector: SELECTOR.to_owned(),
             port: PORT,
-            prefix: "nginx_ingress_controller_".to_owned(),
+            prefix: PREFIX.to_owned(),
             interval: Duration::from_secs(1),
             deadline: Duration::from_secs(3),
             limit: 256 << 20,
@@ -185,7 +187,7 @@ impl Fetch for Http {
 }
 
 /// What is at the bottom of an error: the layers above only say that something failed.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
@@ -534,7 +536,7 @@ impl Kept {
 }
 
 /// A counter's value; floats hold whole numbers up to 2^53 exactly, and no controller counts that far.
-fn count(value: f64) -> Option<u64> {
+pub(super) fn count(value: f64) -> Option<u64> {
     (value >= 0.0 && value < 2f64.powi(53)).then_some(value as u64)
 }
 

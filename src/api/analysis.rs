@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.prometheus) || self.source == 'prometheus' || (has(self.checks) && self.checks.exists(c, has(c.prometheus)))").message("analysis.prometheus names a server that nothing is asked of: set source: prometheus, or add a check with a query"),
+    validation = Rule::new("!has(self.earlyAdvance) || !self.earlyAdvance || !has(self.checks) || self.checks.exists(c, has(c.errorRegression) || has(c.latencyRegression))").message("earlyAdvance takes a comparison with version 1, which alone can rule out harm: add errorRegression or latencyRegression"),
 )]
 pub struct Analysis {
     /// Length of a window: requests are judged together that came within it. When omitted 30s, or the step's hold where that
@@ -78,10 +79,18 @@ fn default_failure_limit() -> u32 {
 const SHORTEST_INTERVAL: &str = "2s";
 const SHORT_INTERVAL: &str = "an interval is at least 2s: the controllers count a second or two late";
 
-/// CEL for an interval that is no shorter; what is no duration at all is told by its own rule.
+/// CEL for an interval that is no shorter.
 fn short_interval() -> String {
-    format!("!self.matches('^([0-9.]+(ms|s|m|h))+$') || duration(self) >= duration('{SHORTEST_INTERVAL}')")
+    format!("{NO_DURATION} || duration(self) >= duration('{SHORTEST_INTERVAL}')")
 }
+
+/// CEL for a duration that is not zero.
+fn some_time() -> String {
+    format!("{NO_DURATION} || duration(self) > duration('0s')")
+}
+
+/// CEL for what is no duration at all, which its own rule tells.
+const NO_DURATION: &str = "!self.matches('^(0|([0-9.]+(ms|s|m|h))+)$')";
 
 /// Who counted the requests.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
@@ -108,11 +117,12 @@ pub enum NoData {
 }
 
 /// What follows where the source gives no answer: no verdict, so that the weight stays; and at last this.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorDeadline {
     /// For so long.
     #[serde(default = "default_error_deadline")]
+    #[x_kube(validation = Rule::new(some_time()).message("errorDeadline.after is more than 0s: a single answer that does not come says nothing"))]
     pub after: Duration,
     /// Then.
     #[serde(default)]
@@ -172,6 +182,7 @@ pub struct StepAnalysis {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("[has(self.successRate), has(self.latency), has(self.errorRegression), has(self.latencyRegression), has(self.prometheus)].exists_one(set, set)").message("a check has exactly one of successRate, latency, errorRegression, latencyRegression and prometheus"),
+    validation = Rule::new("!has(self.minRequests) || !has(self.prometheus)").message("a query counts no requests, so minRequests says nothing: have it return nothing where there are too few"),
 )]
 pub struct Check {
     /// By which it is told.
@@ -205,8 +216,9 @@ pub struct Check {
 pub struct SuccessRate {
     /// At least so many percent.
     #[schemars(range(min = 0.0, max = 100.0))]
+    #[x_kube(validation = Rule::new("self > 1.0").message("successRate.min is in percent, such as 99.5: with 1 or less nearly every request may fail"))]
     pub min: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }
@@ -219,7 +231,7 @@ pub struct Latency {
     #[x_kube(validation = Rule::new("self > 0.0 && self < 1.0").message("a quantile lies between 0 and 1, such as 0.99"))]
     pub quantile: f64,
     /// The time.
-    #[x_kube(validation = Rule::new("!self.matches('^([0-9.]+(ms|s|m|h))+$') || duration(self) > duration('0s')").message("latency.max is more than 0s"))]
+    #[x_kube(validation = Rule::new(some_time()).message("latency.max is more than 0s"))]
     pub max: Duration,
 }
 
@@ -236,7 +248,7 @@ pub struct ErrorRegression {
     #[serde(default = "default_ignore_below")]
     #[schemars(range(min = 1.0, max = 10.0))]
     pub ignore_below: f64,
-    /// Statuses of answers that are failures.
+    /// Statuses of answers that are failures. When omitted 5xx, and 499: the client gave up waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<Failures>,
 }
@@ -302,6 +314,7 @@ pub struct Query {
     /// PromQL with one number as its result. `{{ namespace }}`, `{{ ingress }}`, `{{ service }}`, `{{ canary }}` and
     /// `{{ interval }}` stand for this release's; compare the second to fourth with `=~`.
     #[schemars(length(min = 1, max = 4096))]
+    #[x_kube(validation = Rule::new(KNOWN_PLACEHOLDERS).message("a query knows {{ namespace }}, {{ ingress }}, {{ service }}, {{ canary }} and {{ interval }}, and no other double braces"))]
     pub query: String,
     /// Name of the server, where it is another than `analysis.prometheus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,6 +327,10 @@ pub struct Query {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
 }
+
+/// CEL for a query whose double braces are all known. One pattern, because the API server refuses rules that may cost much.
+const KNOWN_PLACEHOLDERS: &str =
+    r"self.matches('^([^{]|[{][^{]|[{][{]\\s*(namespace|ingress|service|canary|interval)\\s*[}][}])*[{]?$')";
 
 /// What a check asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -17,6 +17,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 /// How long the operator may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often somebody else may write between reading and writing.
+const TRIES: u32 = 10;
 
 #[derive(Args)]
 pub struct Options {
@@ -44,6 +46,8 @@ pub enum CommandError {
         "CanaryRelease {name} has the command {command} already, which the operator has not answered: does it run?"
     )]
     Unanswered { name: String, command: String },
+    #[error("CanaryRelease {0} went on in the meantime: look at it, and say it again")]
+    Moved(String),
     #[error(
         "no answer to {0} within {PATIENCE:?}: if the CanaryRelease still has its annotation, the operator does not run"
     )]
@@ -75,26 +79,45 @@ async fn give(options: &Options, asked: Asked) -> Result<bool, CommandError> {
     let client = Client::try_from(config)?;
     let api: Api<CanaryRelease> = Api::namespaced(client.clone(), &namespace);
     let release = api.get(&options.name).await?;
-    if let Some(command) = commanded(&release) {
-        let (name, command) = (options.name.clone(), command.to_owned());
-        return Err(CommandError::Unanswered { name, command });
-    }
     let text = meant(&release, asked)?.to_string();
     let events: Api<Event> = Api::namespaced(client, &namespace);
     let about = about(&release);
     let told = events.list(&ListParams::default().fields(&about)).await?;
     let told: BTreeSet<_> = told.items.iter().map(ResourceExt::name_any).collect();
-    // Another version may be another release: the command is for what was read here.
-    let patch = json!({"metadata": {
-        "resourceVersion": release.resource_version(),
-        "annotations": {ANNOTATION_COMMAND: text},
-    }});
-    api.patch(&options.name, &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
+    write(&api, release, asked, &text).await?;
     let answer = tokio::time::timeout(PATIENCE, answer(events, &about, &told, &text)).await;
     let answer = answer.map_err(|_| CommandError::Silence(text))??;
     println!("{}", answer.note.unwrap_or_default());
     Ok(answer.reason.as_deref() == Some("CommandCarriedOut"))
+}
+
+/// Writes the command where it is still what is meant and no other awaits its answer. While a release is judged its status
+/// changes every few seconds: that another version is there is no obstacle by itself.
+async fn write(
+    api: &Api<CanaryRelease>,
+    mut release: CanaryRelease,
+    asked: Asked,
+    text: &str,
+) -> Result<(), CommandError> {
+    let name = release.name_any();
+    for _ in 0..TRIES {
+        if let Some(command) = commanded(&release) {
+            let command = command.to_owned();
+            return Err(CommandError::Unanswered { name, command });
+        }
+        if meant(&release, asked)?.to_string() != text {
+            break;
+        }
+        let patch = json!({"metadata": {
+            "resourceVersion": release.resource_version(),
+            "annotations": {ANNOTATION_COMMAND: text},
+        }});
+        match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(status)) if status.is_conflict() => release = api.get(&name).await?,
+            written => return Ok(written.map(drop)?),
+        }
+    }
+    Err(CommandError::Moved(name))
 }
 
 fn about(release: &CanaryRelease) -> String {

@@ -4,7 +4,7 @@ use canary_operator::{
     analysis::{Http, Scraper, scraper},
     api::Duration,
     cluster::{SystemClock, connect},
-    controller::{self, Settings},
+    controller::{self, Settings, Sources},
     routing::IngressNginx,
     telemetry::{Metrics, ServeError, serve},
 };
@@ -113,12 +113,15 @@ async fn operate(options: Options) -> Result<(), RunError> {
         ..scraper::Settings::default()
     };
     let settings = Settings {
-        scraper: Some(Scraper::new(
-            client.clone(),
-            clock.clone(),
-            Arc::new(Http::default()),
-            controllers,
-        )),
+        sources: Sources {
+            scraper: Some(Scraper::new(
+                client.clone(),
+                clock.clone(),
+                Arc::new(Http::default()),
+                controllers,
+            )),
+            prometheus: None,
+        },
         client,
         clock,
         routing: Arc::new(IngressNginx {

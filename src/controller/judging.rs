@@ -1,10 +1,13 @@
-//! Which releases have their requests counted and judged.
+//! Which releases have their requests counted and judged, and by whom.
 
 use crate::{
-    analysis::{Interest, Judge, Judged, Look, Scraper, Subscription},
-    api::CanaryRelease,
+    analysis::{
+        Answer, Counts, Interest, Judge, Judged, Look, Rules, Scraper, Subscription,
+        prometheus::{self, Prometheus, Template},
+    },
+    api::{CanaryRelease, CheckKind, Query, Source},
     observe::{View, Wake},
-    release::to_judge,
+    release::{server, to_judge},
     routing::Routing,
 };
 use jiff::Timestamp;
@@ -16,9 +19,18 @@ use std::{
     time::Duration,
 };
 
+/// Who counts requests and answers queries.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The ingress-nginx controllers, where there are any.
+    pub scraper: Option<Scraper>,
+    /// The Prometheus servers of the configuration.
+    pub prometheus: Option<Prometheus>,
+}
+
 /// By namespace and name.
 pub(super) struct Judging {
-    scraper: Option<Scraper>,
+    sources: Sources,
     wake: Wake,
     entries: Mutex<BTreeMap<(String, String), Entry>>,
     /// Releases whose last round failed: they are tried again in their own time, and new counts do not hurry them.
@@ -29,16 +41,73 @@ struct Entry {
     /// The release that is judged: the next of the same name starts anew.
     started_at: MicroTime,
     interest: Interest,
-    subscription: Option<Subscription>,
+    source: (Source, Option<String>),
+    counter: Result<Counter, String>,
+    /// By the name of the check.
+    queries: BTreeMap<String, Asked>,
     judge: Judge,
     /// Whether the last answers were complete, as logged.
     complete: Option<bool>,
 }
 
+/// Who counts the requests of a release.
+enum Counter {
+    Scraped(Subscription),
+    Stored(prometheus::Subscription),
+}
+
+impl Counter {
+    fn counts(&self) -> Option<Counts> {
+        match self {
+            Self::Scraped(subscription) => subscription.counts(),
+            Self::Stored(subscription) => subscription.counts(),
+        }
+    }
+
+    fn lag(&self) -> Duration {
+        match self {
+            Self::Scraped(_) => Duration::ZERO,
+            Self::Stored(subscription) => subscription.age(),
+        }
+    }
+
+    fn every(&self, length: Duration) {
+        // Prometheus scrapes when it scrapes.
+        if let Self::Scraped(subscription) = self {
+            subscription.every(length);
+        }
+    }
+}
+
+/// A query that is asked.
+struct Asked {
+    /// Hash of the check.
+    check: String,
+    every: Duration,
+    server: Result<String, String>,
+    since: Timestamp,
+    watch: Result<prometheus::Watch, String>,
+}
+
+impl Asked {
+    fn answer(&self) -> Option<Answer> {
+        match &self.watch {
+            Err(why) => Some(Answer {
+                at: self.since,
+                result: Err(why.clone()),
+            }),
+            Ok(watch) => watch.latest().map(|latest| Answer {
+                at: latest.at,
+                result: latest.value.map_err(|error| error.to_string()),
+            }),
+        }
+    }
+}
+
 impl Judging {
-    pub fn new(scraper: Option<Scraper>, wake: Wake) -> Self {
+    pub fn new(sources: Sources, wake: Wake) -> Self {
         Self {
-            scraper,
+            sources,
             wake,
             entries: Mutex::default(),
             failing: Arc::default(),
@@ -60,6 +129,15 @@ impl Judging {
         }
     }
 
+    /// Names of the Prometheus servers, as they are configured now.
+    pub fn servers(&self) -> Vec<String> {
+        self.sources
+            .prometheus
+            .as_ref()
+            .map(Prometheus::names)
+            .unwrap_or_default()
+    }
+
     /// What the requests of a release say; begins and ends the counting as the release needs it.
     pub fn look(
         &self,
@@ -74,14 +152,19 @@ impl Judging {
             self.stop(&key.0, &key.1);
             return Judged::default();
         };
+        let source = (asked.rules.source, asked.rules.server.clone());
         let mut entries = self.lock();
-        let known = |entry: &&mut Entry| entry.started_at == asked.started_at && entry.interest == asked.interest;
-        if entries.get_mut(&key).as_ref().is_none_or(|entry| !known(entry)) {
+        let known = entries.get(&key).is_some_and(|entry| {
+            entry.started_at == asked.started_at && entry.interest == asked.interest && entry.source == source
+        });
+        if !known {
             let checks = release.status.as_ref().map(|status| status.checks.as_slice());
             let entry = Entry {
                 started_at: asked.started_at.clone(),
-                subscription: self.subscribe(&key, asked.interest.clone()),
+                counter: self.count(&key, &source, asked.interest.clone()),
                 interest: asked.interest,
+                source,
+                queries: BTreeMap::new(),
                 judge: Judge::resume(checks.unwrap_or_default()),
                 complete: None,
             };
@@ -90,7 +173,8 @@ impl Judging {
         let Some(entry) = entries.get_mut(&key) else {
             return Judged::default();
         };
-        let counts = entry.subscription.as_ref().and_then(Subscription::counts);
+        self.ask(&key, entry, &asked.rules, now);
+        let counts = entry.counter.as_ref().ok().and_then(Counter::counts);
         // Worth a line, once: what follows from it is told where it matters.
         if let Some(counts) = &counts
             && entry.complete.replace(counts.complete) != Some(counts.complete)
@@ -101,33 +185,104 @@ impl Judging {
                 missing => tracing::warn!(namespace, name, missing, "requests are not counted"),
             }
         }
+        let answers = entry.queries.iter();
+        let answers = answers.filter_map(|(check, asked)| Some((check.clone(), asked.answer()?)));
         let look = Look {
             now,
             rules: &asked.rules,
             in_force: asked.in_force.as_ref(),
             counts: counts.as_ref(),
-            uncounted: None,
-            answers: &BTreeMap::new(),
+            lag: entry.counter.as_ref().map_or(Duration::ZERO, Counter::lag),
+            uncounted: entry.counter.as_ref().err().map(String::as_str),
+            answers: &answers.collect(),
         };
         let judged = entry.judge.look(&look);
-        if let Some(subscription) = &entry.subscription {
-            subscription.every(entry.judge.pace(&look));
+        if let Ok(counter) = &entry.counter {
+            counter.every(entry.judge.pace(&look));
         }
         judged
-    }
-
-    fn subscribe(&self, key: &(String, String), interest: Interest) -> Option<Subscription> {
-        Some(self.scraper.as_ref()?.subscribe(interest, self.waker(key)))
     }
 
     fn waker(&self, key: &(String, String)) -> impl Fn() + Send + Sync + 'static {
         let (wake, failing, key) = (self.wake.clone(), self.failing.clone(), key.clone());
         move || {
             if !failing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
-                // The reconciler is gone when this fails, and the subscription is about to follow.
+                // The reconciler is gone when this fails, and whoever calls it is about to follow.
                 let _ = wake.unbounded_send(ObjectRef::new(&key.1).within(&key.0));
             }
         }
+    }
+
+    fn count(
+        &self,
+        key: &(String, String),
+        (source, name): &(Source, Option<String>),
+        interest: Interest,
+    ) -> Result<Counter, String> {
+        match (source, &self.sources) {
+            (
+                Source::IngressNginx,
+                Sources {
+                    scraper: Some(scraper), ..
+                },
+            ) => Ok(Counter::Scraped(scraper.subscribe(interest, self.waker(key)))),
+            (Source::IngressNginx, _) => Err("there are no controllers to ask".to_owned()),
+            (Source::Prometheus, sources) => {
+                let server = server(name.as_deref(), &self.servers())?;
+                let prometheus = sources
+                    .prometheus
+                    .as_ref()
+                    .ok_or_else(|| format!("{server} cannot be asked"))?;
+                Ok(Counter::Stored(prometheus.subscribe(
+                    &server,
+                    interest,
+                    self.waker(key),
+                )))
+            }
+        }
+    }
+
+    /// Queries come and go with the spec; one that asks something else is asked anew.
+    fn ask(&self, key: &(String, String), entry: &mut Entry, rules: &Rules, now: Timestamp) {
+        let mut before = std::mem::take(&mut entry.queries);
+        let servers = self.servers();
+        for rule in &rules.checks {
+            let Some(CheckKind::Query(query)) = rule.check.kind() else {
+                continue;
+            };
+            let (name, server) = (
+                &rule.check.name,
+                server(query.server.as_deref().or(rules.server.as_deref()), &servers),
+            );
+            let same =
+                |asked: &Asked| asked.check == rule.asked && asked.every == rules.interval && asked.server == server;
+            let asked = before.remove(name).filter(same).unwrap_or_else(|| Asked {
+                check: rule.asked.clone(),
+                every: rules.interval,
+                watch: self.watch(key, &server, query, &entry.interest, rules.interval),
+                server,
+                since: now,
+            });
+            entry.queries.insert(name.clone(), asked);
+        }
+    }
+
+    fn watch(
+        &self,
+        key: &(String, String),
+        server: &Result<String, String>,
+        query: &Query,
+        interest: &Interest,
+        every: Duration,
+    ) -> Result<prometheus::Watch, String> {
+        let server = server.as_ref().map_err(Clone::clone)?;
+        let template = Template::parse(&query.query).map_err(|error| error.to_string())?;
+        let prometheus = self
+            .sources
+            .prometheus
+            .as_ref()
+            .ok_or_else(|| format!("{server} cannot be asked"))?;
+        Ok(prometheus.watch(server, template.render(interest, every), every, self.waker(key)))
     }
 
     /// The release needs no judging.

@@ -6,7 +6,6 @@ mod report;
 mod round;
 
 use crate::{
-    analysis::Scraper,
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
@@ -16,6 +15,7 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, channel::mpsc};
 use judging::Judging;
+pub use judging::Sources;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -50,8 +50,8 @@ pub struct Settings {
     pub routing: Arc<dyn Routing>,
     /// How long a written weight takes to reach every controller.
     pub settle: Duration,
-    /// Counts the requests of releases from the controllers' metrics, where there are any.
-    pub scraper: Option<Scraper>,
+    /// Who counts requests and answers queries.
+    pub sources: Sources,
     /// Name of this process in events.
     pub instance: String,
     /// Where it counts.
@@ -96,7 +96,7 @@ pub async fn run(
     let releases = controller.store();
     let ready = settings.metrics.ready.clone();
     let context = Arc::new(Context {
-        judging: Judging::new(settings.scraper.clone(), wake.clone()),
+        judging: Judging::new(settings.sources.clone(), wake.clone()),
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),

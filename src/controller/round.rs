@@ -55,6 +55,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     .await?;
     settings.metrics.judged(&judged);
     seen.judged = judged;
+    seen.servers = context.judging.servers();
     let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();
     for write in &decision.writes {

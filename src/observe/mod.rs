@@ -48,6 +48,8 @@ pub struct Observed {
     pub busy: BTreeMap<String, String>,
     /// What else the API server was asked, where a release is about to start.
     pub survey: Option<Survey>,
+    /// Names of the Prometheus servers that the operator is configured with.
+    pub servers: Vec<String>,
     /// What the requests say that were counted.
     pub judged: Judged,
 }

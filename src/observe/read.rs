@@ -63,6 +63,7 @@ pub async fn observe(
         ready: endpoints::ready(view.slices().iter().map(AsRef::as_ref)),
         failure: None,
         merged: None,
+        servers: Vec::new(),
         judged: Judged::default(),
         rivals: others.rivals,
         busy: others.busy,

@@ -24,6 +24,6 @@ pub use command::{Command, CommandError, Verb, commanded};
 pub use decide::{at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
-pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions};
+pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions, server};
 pub use schedule::{Schedule, schedule};
 pub use windows::{Gate, check_windows, gate};

@@ -20,6 +20,8 @@ const SLACK: Duration = Duration::from_secs(2);
 /// By how much version 2's failures may exceed version 1's, as a share of the requests, where chance does not decide about
 /// each request and the sequential test does not hold.
 const TOLERATED: f64 = 0.05;
+/// Characters of a message: the schema's bound, and an API server that refuses a status stops the release.
+const LONGEST_MESSAGE: usize = 1024;
 /// Where nothing else is asked for, answers above these are slow: between them lie most services.
 const EDGES: [Duration; 5] = [
     Duration::from_millis(100),
@@ -55,17 +57,26 @@ pub(super) struct Window {
 pub(super) enum Fault<'a> {
     /// Its status is one of these, or a server's error.
     Status(Option<&'a Failures>),
+    /// Its status is a server's error, or the client gave up before there was one: a version that hangs shows no others until
+    /// nginx itself gives up, which takes a minute unless told otherwise (measured: all requests 499, and none 5xx). People who
+    /// leave do so of both versions alike, so this is for comparisons alone.
+    Unserved,
     /// It took longer.
     Slower(Duration),
 }
 
-impl Fault<'_> {
+impl<'a> Fault<'a> {
+    /// What a comparison takes for failures, where these are asked for.
+    pub fn compared(failures: Option<&'a Failures>) -> Self {
+        failures.map_or(Self::Unserved, |failures| Self::Status(Some(failures)))
+    }
+
     /// Requests of a side, and those of them that failed; nothing where no bucket tells.
     pub fn tally(&self, side: &Side) -> Option<Tally> {
         match self {
-            Self::Status(failures) => {
+            Self::Status(_) | Self::Unserved => {
                 let judged = side.judged();
-                let failed = judged.iter().filter(|(status, _)| is_failure(**status, *failures));
+                let failed = judged.iter().filter(|(status, _)| self.is(**status));
                 Some(Tally {
                     failed: failed.map(|(_, count)| count).sum(),
                     requests: judged.values().sum(),
@@ -84,18 +95,21 @@ impl Fault<'_> {
         }
     }
 
-    fn edge(&self) -> Option<Duration> {
+    /// Whether an answer with this status is such a failure.
+    fn is(&self, status: Status) -> bool {
         match self {
-            Self::Status(_) => None,
-            Self::Slower(edge) => Some(*edge),
+            Self::Status(Some(Failures(listed))) => listed.iter().any(|text| status.is_of(text)),
+            Self::Status(None) => status.is_server_error(),
+            Self::Unserved => status.is_server_error() || status == Status::GIVEN_UP,
+            Self::Slower(_) => false,
         }
     }
-}
 
-fn is_failure(status: Status, failures: Option<&Failures>) -> bool {
-    match failures {
-        None => status.is_server_error(),
-        Some(Failures(listed)) => listed.iter().any(|text| status.is_of(text)),
+    fn edge(&self) -> Option<Duration> {
+        match self {
+            Self::Status(_) | Self::Unserved => None,
+            Self::Slower(edge) => Some(*edge),
+        }
     }
 }
 
@@ -109,7 +123,7 @@ struct Comparison<'a> {
 fn comparison<'a>(rule: &'a Rule) -> Option<Comparison<'a>> {
     match rule.check.kind()? {
         CheckKind::ErrorRegression(test) => Some(Comparison {
-            faults: vec![Fault::Status(test.failures.as_ref())],
+            faults: vec![Fault::compared(test.failures.as_ref())],
             false_rollback: test.false_rollback,
             ignore_below: test.ignore_below,
         }),
@@ -334,7 +348,7 @@ impl Case {
 
     /// No counts have come for a window that is over, or may not begin.
     fn overdue(&mut self, look: &Look<'_>, in_force: &InForce, due: Timestamp, why: &str) {
-        if look.now >= after(due, GRACE) {
+        if look.now >= after(due, GRACE + look.lag) {
             self.note(Finding::error(why), look.now, in_force.step, look);
         }
     }
@@ -429,6 +443,7 @@ impl Case {
         // Told once while it lasts: a time that moves would be a change without news.
         let same = status.verdict == Some(Verdict::Error) && finding.verdict == Verdict::Error && status.step == step;
         let message = format!("{} {}", status.name, finding.words);
+        let message: String = message.chars().take(LONGEST_MESSAGE).collect();
         if same && status.message.as_ref() == Some(&message) {
             return;
         }

@@ -62,6 +62,8 @@ pub struct Look<'a> {
     pub in_force: Option<&'a InForce>,
     /// Requests, as last counted.
     pub counts: Option<&'a Counts>,
+    /// How late they may be while nothing is wrong.
+    pub lag: Duration,
     /// Why they are not counted at all.
     pub uncounted: Option<&'a str>,
     /// Last results of queries, by the check's name.

@@ -94,7 +94,7 @@ impl Rules {
             Some(CheckKind::ErrorRegression(test)) => Some(test),
             _ => None,
         })?;
-        let tally = Fault::Status(test.failures.as_ref()).tally(stable)?;
+        let tally = Fault::compared(test.failures.as_ref()).tally(stable)?;
         #[allow(clippy::cast_precision_loss)] // Counts stay far below 2^52.
         let share = tally.failed as f64 / tally.requests.max(1) as f64;
         let plan = Plan {

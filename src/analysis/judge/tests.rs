@@ -80,6 +80,7 @@ impl Trial {
             rules: &self.rules,
             in_force: Some(&self.in_force),
             counts: Some(&self.counts),
+            lag: Duration::ZERO,
             uncounted: None,
             answers: &self.answers,
         };
@@ -223,6 +224,16 @@ fn counts_that_do_not_come_are_an_error_and_the_window_ends_when_they_come_again
 }
 
 #[test]
+fn a_message_keeps_to_the_bound_of_the_status_however_many_controllers_are_silent() {
+    let mut trial = trial(success(99.0));
+    trial.seconds(20, WELL, Rate(10, 0));
+    trial.counts.complete = false;
+    trial.counts.missing = vec!["ingress-nginx/ü: no connection".to_owned(); 100];
+    let judged = trial.seconds(20, WELL, Rate(10, 0));
+    assert_eq!(message(&judged).chars().count(), 1024);
+}
+
+#[test]
 fn controllers_that_nobody_asks_are_an_error() {
     let mut trial = trial(success(99.0));
     trial.seconds(20, WELL, Rate(10, 0));
@@ -255,6 +266,36 @@ fn a_version_2_that_fails_is_found_within_seconds() {
         (Some("errors"), Some(Verdict::Breach))
     );
     insta::assert_snapshot!(message(&judged));
+}
+
+#[test]
+fn clients_that_give_up_are_failures_in_a_comparison_and_not_by_a_bound_unless_they_are_asked_for() {
+    let given_up = |check: Value| {
+        let mut trial = trial(json!({"interval": "30s", "failureLimit": 1, "checks": [check]}));
+        trial.look();
+        for (side, code) in [(&mut trial.counts.stable, 200), (&mut trial.counts.canary, 499)] {
+            side.requests.insert(Status::Code(code), 200);
+            side.answered.insert(Status::Code(code), 200);
+        }
+        verdict(&trial.seconds(30, WELL, Rate(5, 0)))
+    };
+    let asked = json!({"min": 99, "failures": ["5xx", "499"]});
+    assert_eq!(
+        given_up(json!({"name": "errors", "errorRegression": {}})),
+        Some(Verdict::Breach)
+    );
+    assert_eq!(
+        given_up(json!({"name": "errors", "errorRegression": {"failures": ["5xx"]}})),
+        Some(Verdict::Pass)
+    );
+    assert_eq!(
+        given_up(json!({"name": "success", "successRate": {"min": 99}})),
+        Some(Verdict::Pass)
+    );
+    assert_eq!(
+        given_up(json!({"name": "success", "successRate": asked})),
+        Some(Verdict::Breach)
+    );
 }
 
 #[test]
@@ -483,6 +524,7 @@ fn requests_are_counted_closely_after_a_raise_and_before_a_verdict_and_seldom_be
             rules: &trial.rules,
             in_force: Some(&trial.in_force),
             counts: None,
+            lag: Duration::ZERO,
             uncounted: None,
             answers: &BTreeMap::new(),
         };

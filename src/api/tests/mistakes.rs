@@ -44,6 +44,23 @@ const ZONE: &str = "a time zone is written as its name in the IANA database, suc
 const DATE: &str =
     "a date of this century is written as 2026-12-23, or with a time as 2026-12-23T18:00, without seconds or offset";
 const FREEZE: &str = "a freeze ends after it begins; a date alone is the midnight with which it begins, so that a freeze of one day ends with the next date";
+const IDLE_SERVER: &str =
+    "analysis.prometheus names a server that nothing is asked of: set source: prometheus, or add a check with a query";
+const EARLY: &str = "earlyAdvance takes a comparison with version 1, which alone can rule out harm: add errorRegression or latencyRegression";
+const INTERVAL: &str = "an interval is at least 2s: the controllers count a second or two late";
+const NO_PATIENCE: &str = "errorDeadline.after is more than 0s: a single answer that does not come says nothing";
+const KINDS: &str =
+    "a check has exactly one of successRate, latency, errorRegression, latencyRegression and prometheus";
+const UNCOUNTED: &str =
+    "a query counts no requests, so minRequests says nothing: have it return nothing where there are too few";
+const CHECK_NAME: &str = "the name of a check has lower-case letters, digits and dashes, such as errors-vs-v1";
+const PERCENT: &str = "successRate.min is in percent, such as 99.5: with 1 or less nearly every request may fail";
+const QUANTILE: &str = "a quantile lies between 0 and 1, such as 0.99";
+const NO_TIME: &str = "latency.max is more than 0s";
+const FALSE_ROLLBACK: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
+const NO_BOUND: &str = "set min, max or both: without a bound nothing is checked";
+const BOUNDS: &str = "min may not exceed max";
+const PLACEHOLDERS: &str = "a query knows {{ namespace }}, {{ ingress }}, {{ service }}, {{ canary }} and {{ interval }}, and no other double braces";
 const NAME: &str = "metadata.name may have at most 63 characters: it becomes a label value";
 
 /// What the rules say about an object, each as `field: sentence`.
@@ -430,6 +447,233 @@ fn windows_and_freezes_are_bounded_for_the_api_server_and_for_the_operator() {
     }
 }
 
+fn analysis(analysis: Value) -> Value {
+    release(json!({"analysis": analysis}))
+}
+
+/// A check of a kind, with a name.
+fn check(kind: Value) -> Value {
+    let mut check = json!({"name": "a"});
+    json_patch::merge(&mut check, &kind);
+    analysis(json!({"checks": [check]}))
+}
+
+fn query(query: &str) -> Value {
+    check(json!({"prometheus": {"query": query, "min": 1}}))
+}
+
+#[test]
+fn an_analysis_may_be_left_to_the_operator_in_part_or_whole() {
+    accepted(&analysis(json!({})));
+    accepted(&analysis(json!({"checks": []})));
+    accepted(&analysis(
+        json!({"interval": "1m", "warmUp": "30s", "source": "ingressNginx", "noData": "fail", "failureLimit": 1,
+            "minRequests": 50, "errorDeadline": {"after": "5m", "action": "rollback"}, "earlyAdvance": true}),
+    ));
+    let step = json!({"weight": 1, "hold": "1h", "analysis": {"interval": "10m", "warmUp": "1m", "noData": "pass", "failureLimit": 3, "minRequests": 5}});
+    accepted(&release(json!({"steps": [step]})));
+}
+
+#[test]
+fn a_window_is_no_shorter_than_what_the_controllers_are_late() {
+    accepted(&analysis(json!({"interval": "2s"})));
+    for short in ["0", "0s", "1s", "1999ms"] {
+        refused(
+            &analysis(json!({"interval": short})),
+            "spec.analysis.interval",
+            INTERVAL,
+        );
+        let step = json!({"weight": 1, "hold": "1h", "analysis": {"interval": short}});
+        refused(
+            &release(json!({"steps": [step]})),
+            "spec.steps[0].analysis.interval",
+            INTERVAL,
+        );
+    }
+    refused(
+        &analysis(json!({"interval": "-1s"})),
+        "spec.analysis.interval",
+        DURATION,
+    );
+    refused(&analysis(json!({"warmUp": "-1s"})), "spec.analysis.warmUp", DURATION);
+}
+
+#[test]
+fn an_outage_of_the_source_takes_a_while_to_count() {
+    accepted(&analysis(json!({"errorDeadline": {}})));
+    accepted(&analysis(json!({"errorDeadline": {"after": "1s"}})));
+    for after in ["0", "0s", "0.0s"] {
+        let deadline = json!({"errorDeadline": {"after": after, "action": "rollback"}});
+        refused(&analysis(deadline), "spec.analysis.errorDeadline.after", NO_PATIENCE);
+    }
+    let deadline = json!({"errorDeadline": {"after": "10"}});
+    refused(&analysis(deadline), "spec.analysis.errorDeadline.after", DURATION);
+}
+
+#[test]
+fn a_server_is_named_for_something() {
+    let queries = json!([{"name": "orders", "prometheus": {"query": "orders", "min": 1}}]);
+    accepted(&analysis(json!({"source": "prometheus"})));
+    accepted(&analysis(json!({"source": "prometheus", "prometheus": "main"})));
+    accepted(&analysis(json!({"prometheus": "main", "checks": queries})));
+    for idle in [
+        json!({"prometheus": "main"}),
+        json!({"prometheus": "main", "source": "ingressNginx"}),
+        json!({"prometheus": "main", "checks": []}),
+        json!({"prometheus": "main", "checks": [{"name": "a", "errorRegression": {}}]}),
+    ] {
+        refused(&analysis(idle), "spec.analysis", IDLE_SERVER);
+    }
+}
+
+#[test]
+fn a_step_ends_early_by_a_comparison_alone() {
+    let bound = json!({"name": "a", "successRate": {"min": 99}});
+    for comparison in ["errorRegression", "latencyRegression"] {
+        let checks = json!([bound, {"name": "b", (comparison): {}}]);
+        accepted(&analysis(json!({"earlyAdvance": true, "checks": checks})));
+    }
+    accepted(&analysis(json!({"earlyAdvance": true})));
+    accepted(&analysis(json!({"earlyAdvance": false, "checks": [bound]})));
+    for checks in [json!([]), json!([bound])] {
+        let early = json!({"earlyAdvance": true, "checks": checks});
+        refused(&analysis(early), "spec.analysis", EARLY);
+    }
+}
+
+#[test]
+fn a_check_has_a_name_and_is_of_one_kind() {
+    for kind in [
+        json!({"successRate": {"min": 99}}),
+        json!({"latency": {"quantile": 0.99, "max": "500ms"}}),
+        json!({"errorRegression": {}}),
+        json!({"latencyRegression": {}}),
+        json!({"prometheus": {"query": "up", "min": 1}}),
+    ] {
+        accepted(&check(kind));
+    }
+    let named = |name: &str| check(json!({"name": name, "errorRegression": {}}));
+    for name in ["a", "errors-vs-v1", "99"] {
+        accepted(&named(name));
+    }
+    for name in ["", "A", "a b", "a_b", "-a", "a-", "a\n"] {
+        refused(&named(name), "spec.analysis.checks[0].name", CHECK_NAME);
+    }
+    refused(&check(json!({})), "spec.analysis.checks[0]", KINDS);
+    let two = json!({"errorRegression": {}, "latencyRegression": {}});
+    refused(&check(two), "spec.analysis.checks[0]", KINDS);
+}
+
+#[test]
+fn no_two_checks_have_one_name() {
+    let checks = &SCHEMA["properties"]["spec"]["properties"]["analysis"]["properties"]["checks"];
+    assert_eq!(checks["x-kubernetes-list-type"], "map");
+    assert_eq!(checks["x-kubernetes-list-map-keys"], json!(["name"]));
+}
+
+#[test]
+fn a_success_rate_is_in_percent_and_a_quantile_is_none() {
+    let success = |min: Value| check(json!({"successRate": {"min": min}}));
+    for min in [json!(99), json!(99.95), json!(100), json!(2)] {
+        accepted(&success(min));
+    }
+    for min in [json!(0), json!(0.99), json!(0.999), json!(1)] {
+        refused(&success(min), "spec.analysis.checks[0].successRate.min", PERCENT);
+    }
+    let quantile = |quantile: Value| check(json!({"latency": {"quantile": quantile, "max": "1s"}}));
+    for good in [json!(0.5), json!(0.999)] {
+        accepted(&quantile(good));
+    }
+    for bad in [json!(0), json!(1), json!(99), json!(-0.5)] {
+        refused(&quantile(bad), "spec.analysis.checks[0].latency.quantile", QUANTILE);
+    }
+}
+
+#[test]
+fn a_latency_has_a_limit_that_can_be_kept() {
+    let max = |max: &str| check(json!({"latency": {"quantile": 0.99, "max": max}}));
+    accepted(&max("1ms"));
+    for zero in ["0", "0ms"] {
+        refused(&max(zero), "spec.analysis.checks[0].latency.max", NO_TIME);
+    }
+    refused(&max("1"), "spec.analysis.checks[0].latency.max", DURATION);
+}
+
+#[test]
+fn a_false_rollback_is_possible_and_not_the_rule() {
+    for comparison in ["errorRegression", "latencyRegression"] {
+        let chance = |chance: Value| check(json!({(comparison): {"falseRollback": chance}}));
+        for good in [json!(0.000_001), json!(0.05), json!(0.5)] {
+            accepted(&chance(good));
+        }
+        let field = format!("spec.analysis.checks[0].{comparison}.falseRollback");
+        for bad in [
+            json!(0),
+            json!(0.000_000_1),
+            json!(0.51),
+            json!(1),
+            json!(5),
+            json!(-0.01),
+        ] {
+            refused(&chance(bad), &field, FALSE_ROLLBACK);
+        }
+    }
+}
+
+#[test]
+fn the_result_of_a_query_has_a_bound() {
+    let bounds = |mut bounds: Value| {
+        bounds["query"] = json!("up");
+        check(json!({"prometheus": bounds}))
+    };
+    for good in [
+        json!({"min": 0}),
+        json!({"max": -1.5}),
+        json!({"min": 1, "max": 1}),
+        json!({"min": 0.5, "max": 1}),
+    ] {
+        accepted(&bounds(good));
+    }
+    refused(&bounds(json!({})), "spec.analysis.checks[0].prometheus", NO_BOUND);
+    for wrong in [json!({"min": 2, "max": 1}), json!({"min": 1.5, "max": 1})] {
+        refused(&bounds(wrong), "spec.analysis.checks[0].prometheus", BOUNDS);
+    }
+}
+
+#[test]
+fn a_query_counts_no_requests() {
+    let counted = json!({"minRequests": 10, "prometheus": {"query": "up", "min": 1}});
+    refused(&check(counted), "spec.analysis.checks[0]", UNCOUNTED);
+    accepted(&check(json!({"minRequests": 10, "successRate": {"min": 99}})));
+}
+
+#[test]
+fn a_placeholder_is_one_that_is_filled_in() {
+    for good in [
+        "up",
+        "vector(1){",
+        "rate(orders{}[5m])",
+        r#"{__name__="up"}"#,
+        r#"sum(rate(orders{namespace="{{ namespace }}",service=~"{{service}}"}[{{ interval }}]))"#,
+        r#"a{ingress=~"{{ ingress }}",canary=~"{{
+            canary }}"}"#,
+    ] {
+        accepted(&query(good));
+    }
+    for bad in [
+        "rate(orders[{{ window }}])",
+        "{{ Namespace }}",
+        "{{}}",
+        "{{ namespace",
+        "{{ namespace }",
+        "{{{ namespace }}}",
+        "{{ $labels.namespace }}",
+        "{{ namespace interval }}",
+    ] {
+        refused(&query(bad), "spec.analysis.checks[0].prometheus.query", PLACEHOLDERS);
+    }
+}
+
 #[test]
 fn there_is_one_schedule() {
     let both = json!({"ramp": {"from": 10, "by": 10, "to": 50, "every": "1m"}});
@@ -548,6 +792,20 @@ fn every_rule_has_a_sentence_and_a_test() {
         ZONE,
         DATE,
         FREEZE,
+        IDLE_SERVER,
+        EARLY,
+        INTERVAL,
+        NO_PATIENCE,
+        KINDS,
+        UNCOUNTED,
+        CHECK_NAME,
+        PERCENT,
+        QUANTILE,
+        NO_TIME,
+        FALSE_ROLLBACK,
+        NO_BOUND,
+        BOUNDS,
+        PLACEHOLDERS,
     ];
     for sentence in found {
         assert!(tested.contains(&sentence.as_str()), "no test of: {sentence}");

@@ -1,5 +1,6 @@
 //! Whether a release can start: everything that must be there, nothing that would be hurt, and what somebody should know.
 
+mod analysis;
 mod names;
 mod routes;
 mod surroundings;
@@ -18,6 +19,8 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, sync::Arc};
+
+pub use analysis::server;
 
 /// Something that keeps a release from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +95,10 @@ impl Questions {
 /// Findings, each with the remedy.
 pub fn preflight(seen: &Observed, routing: &dyn Routing) -> Result<Fit, Vec<Finding>> {
     let ground = watched(seen, routing)?;
+    let findings = analysis::findings(&seen.release.spec, &seen.servers);
+    if !findings.is_empty() {
+        return Err(findings);
+    }
     let Some(survey) = &seen.survey else {
         let message = "the API server was not asked yet about IngressClasses, autoscalers and disruption budgets";
         return Err(vec![Finding::new("SurveyMissing", message)]);

@@ -350,13 +350,13 @@ fn a_release_with_a_warning_starts_tells_it_once_and_keeps_it_in_its_condition()
 }
 
 #[test]
-fn warnings_keep_to_the_bounds_of_the_status() {
+fn warnings_leave_room_in_the_status_for_what_the_plan_can_find() {
     let many = (0..30).fold(world(), |world, n| {
         world.with(ingress(&format!("{}-{n}", "long".repeat(60)), "shop"))
     });
     let many = many.spec(json!({"target": {"ingresses": ["shop-ingress"]}, "traffic": {"allowSharedService": true}}));
     let told = warnings(&many);
-    assert_eq!((told.len(), told[0].chars().count()), (10, 500));
+    assert_eq!((told.len() + 1, told[0].chars().count()), (10, 500));
 }
 
 #[test]

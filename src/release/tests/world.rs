@@ -367,6 +367,7 @@ impl World {
             rivals: self.rivals.clone(),
             busy: self.busy.clone(),
             survey: self.survey.clone(),
+            servers: vec!["main".to_owned()],
             judged: self.judgement(),
         }
     }

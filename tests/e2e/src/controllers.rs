@@ -118,15 +118,7 @@ pub fn cut_off_metrics(cluster: &'static Cluster) -> Result<Option<Unreachable>>
 fn rule(cluster: &Cluster, what: &str) -> Option<Command> {
     cluster.on_node(
         "iptables",
-        &[
-            "--wait",
-            what,
-            "FORWARD",
-            "--protocol=tcp",
-            "--dport",
-            PORT,
-            "--jump=DROP",
-        ],
+        &["--wait", what, "FORWARD", "-p", "tcp", "--dport", PORT, "-j", "DROP"],
     )
 }
 

@@ -24,6 +24,8 @@ pub const TO_BE_LIVE: Duration = Duration::from_secs(90);
 /// A release's time from its last step to its end.
 pub const TO_END: Duration = Duration::from_secs(150);
 const LONGEST: Duration = Duration::from_secs(600);
+/// For which a release that is held is watched.
+const HELD: Duration = Duration::from_secs(10);
 
 /// Variables in a version's environment.
 pub type Env = [(&'static str, &'static str)];
@@ -111,6 +113,21 @@ impl Trial<'_> {
             .until(&format!("it is held for {reason}"), TO_END, |moment| {
                 moment.status.phase == "Holding" && moment.status.waits_for(reason)
             })
+    }
+
+    /// Waits for requests long after the release was held for this reason at this weight; an error where it is not any more.
+    pub fn stays_held(&self, reason: &str, weight: &str, load: &Load) -> Result<()> {
+        let long_after = Timestamp::now() + HELD;
+        load.until("requests have come for a while", TO_END, |answers| {
+            answers.last().is_some_and(|last| last.sent > long_after)
+        })?;
+        let latest = self.release.latest()?.context("the release was not seen")?;
+        ensure!(
+            latest.status.phase == "Holding" && latest.status.waits_for(reason),
+            "it is held no longer: {}",
+            latest.line()
+        );
+        self.never_beyond(weight)
     }
 
     /// An error where the canary Ingress carried another weight than 0 and this one so far.

@@ -248,11 +248,26 @@ const FIELDS: &[WrongField] = &[
     ("analysis.minRequests", || json!(0), AT_LEAST_ONE),
     ("analysis.errorDeadline.after", || json!("10"), DURATION),
     (
+        "analysis.errorDeadline.after",
+        || json!("0s"),
+        "errorDeadline.after is more than 0s",
+    ),
+    (
         "analysis.errorDeadline.action",
         || json!("promote"),
         "supported values: \"hold\", \"rollback\"",
     ),
     ("analysis.earlyAdvance", || json!("yes"), BOOLEAN),
+    (
+        "analysis.checks",
+        || json!([{"name": "success", "successRate": {"min": 99}}]),
+        "earlyAdvance takes a comparison with version 1",
+    ),
+    (
+        "analysis.checks",
+        || json!([{"name": "errors", "errorRegression": {}}, {"name": "errors", "latencyRegression": {}}]),
+        "Duplicate value",
+    ),
     ("analysis.checks[].name", || json!("P 99"), CHECK_NAME),
     ("analysis.checks[].minRequests", || json!(0), AT_LEAST_ONE),
     (
@@ -269,6 +284,11 @@ const FIELDS: &[WrongField] = &[
         "analysis.checks[].successRate.min",
         || json!(101),
         "less than or equal to 100",
+    ),
+    (
+        "analysis.checks[].successRate.min",
+        || json!(0.99),
+        "successRate.min is in percent, such as 99.5",
     ),
     ("analysis.checks[].successRate.failures[]", || json!("5XX"), STATUS),
     ("analysis.checks[].latency.quantile", || json!(99), QUANTILE),
@@ -307,6 +327,16 @@ const FIELDS: &[WrongField] = &[
         "less than or equal to 10",
     ),
     ("analysis.checks[].prometheus.query", || json!(""), TOO_SHORT),
+    (
+        "analysis.checks[].prometheus.query",
+        || json!("rate(orders[{{ window }}])"),
+        "a query knows {{ namespace }}, {{ ingress }}",
+    ),
+    (
+        "analysis.checks[]",
+        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "up", "min": 1}}),
+        "a query counts no requests",
+    ),
     ("analysis.checks[].prometheus.server", || json!(""), TOO_SHORT),
     (
         "analysis.checks[].prometheus.min",
@@ -372,7 +402,7 @@ fn whole_release(path: &str) -> Value {
     spec["paused"] = true.into();
     spec["windows"] = json!([{"days": ["Mon"], "from": "09:00", "to": "17:00", "timeZone": "Europe/Madrid"}]);
     spec["freezes"] = json!([{"from": "2026-12-23", "to": "2027-01-02", "timeZone": "UTC", "reason": "holidays"}]);
-    let mut check = json!({"name": "a-check", "minRequests": 50});
+    let mut check = json!({"name": "a-check"});
     let kind = path
         .strip_prefix("analysis.checks[].")
         .and_then(|rest| rest.split('.').next());
@@ -380,6 +410,11 @@ fn whole_release(path: &str) -> Value {
         .filter(|field| !["name", "minRequests"].contains(field))
         .unwrap_or("successRate");
     check[kind] = kind_of_check(kind);
+    if kind != "prometheus" {
+        check["minRequests"] = 50.into();
+    }
+    // Without a comparison no step ends early.
+    let comparison = json!({"name": "errors", "errorRegression": {}});
     spec["analysis"] = json!({
         "interval": "30s",
         "warmUp": "5s",
@@ -390,7 +425,7 @@ fn whole_release(path: &str) -> Value {
         "minRequests": 20,
         "errorDeadline": {"after": "5m", "action": "hold"},
         "earlyAdvance": true,
-        "checks": [check],
+        "checks": [check, comparison],
     });
     if path.starts_with("ramp") {
         only_ramp(&mut release, ramp("10", "10", "50"));

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use canary_e2e::{
     app::App,
     exercise::{RELEASE_MENDED, manifest},
-    load::Request,
+    load::{Answer, Request, sent_between},
     prometheus::Prometheus,
     release::{Evidence, Moment, Release, nothing_of_the_canary_left},
     scene::{Outcome, play},
@@ -55,6 +55,16 @@ fn two_failures_in_a_hundred_are_found_before_the_plan_ends() -> Outcome {
 }
 
 #[test]
+fn a_version_that_never_answers_is_rolled_back_when_clients_give_up() -> Outcome {
+    // Longer than clients wait, and as long as nginx does.
+    let hangs: &Env = &[("LATENCY_MS", "60000")];
+    trial("hangs", (&[], hangs), json!({"steps": [step(20, "2m")]}), |trial, _| {
+        trial.rolled_back("ErrorRegression", &["failed"])?;
+        trial.never_beyond("20")
+    })
+}
+
+#[test]
 fn a_version_whose_slowest_hundredth_is_late_breaks_its_bound_and_is_rolled_back() -> Outcome {
     let spec = half(
         "60s",
@@ -97,6 +107,13 @@ fn a_version_that_fails_no_oftener_than_version_one_is_promoted() -> Outcome {
     )
 }
 
+/// The number that stands between these words.
+fn number_between(before: &str, after: &str, message: &str) -> Result<usize> {
+    let number = message.split(before).nth(1).and_then(|rest| rest.split(after).next());
+    let number = number.and_then(|number| number.replace(',', "").parse().ok());
+    number.with_context(|| format!("no number stands between {before:?} and {after:?}: {message}"))
+}
+
 #[test]
 fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Outcome {
     play("rate-limited", |scene| {
@@ -114,10 +131,31 @@ fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Ou
                 .filter(|answer| answer.code == 503 && answer.version.is_none());
             turned_away.count() > 50
         })?;
+        let applied = Timestamp::now();
         let release = Release::apply(&scene.namespace, &object)?;
         let promoted = release.until_phase("Promoted", TO_END)?;
-        let check = promoted.status.check("errors").context("status.checks has no errors")?;
-        says(&check.message, &["nginx itself answered"])?;
+        let told = number_between("nginx answered ", " requests itself", &promoted.status.message)?;
+        let moments = release.moments()?;
+        let at_stage = |stage| {
+            moments
+                .iter()
+                .find(|moment| moment.status.stage() == stage)
+                .map(|moment| moment.at)
+        };
+        let (from, to) = at_stage("Stepping")
+            .zip(at_stage("Promoting"))
+            .context("there were no steps")?;
+        let turned_away = |from, to| {
+            let nginx = |answer: &&Answer| answer.code == 503 && answer.version.is_none();
+            load.look(|answers| sent_between(answers, from, to).filter(nginx).count())
+        };
+        // Counting begins before the steps and ends with them or after; nginx loses some whenever it is reloaded.
+        let (least, most) = (turned_away(from, to) / 2, turned_away(applied, promoted.at));
+        ensure!(
+            (least..=most).contains(&told),
+            "nginx turned away between {least} and {most}, and the message says: {}",
+            promoted.status.message
+        );
         load.still_runs()?;
         nothing_of_the_canary_left(&scene.namespace)
     })
@@ -198,10 +236,76 @@ fn requests_that_do_not_divide_as_the_weight_says_hold_a_release_and_end_it_at_i
     })
 }
 
-/// Windows that four rounds of a Prometheus fall into.
-fn by_prometheus(server: &str, checks: Value) -> Value {
-    json!({"interval": "20s", "source": "prometheus", "prometheus": server, "checks": checks})
+/// Requests a second to version 2, by a query of one's own.
+const REQUESTS: &str = r#"sum(rate(nginx_ingress_controller_requests{namespace="{{ namespace }}",ingress=~"{{ ingress }}",canary=~"{{ canary }}"}[{{ interval }}]))"#;
+
+/// Failures are compared, and the query gives at least one request a second and at most so many; all by this Prometheus, in
+/// windows that three of its rounds fall into.
+fn by_prometheus(server: &str, most: u32) -> Value {
+    let checks = json!([
+        {"name": "errors", "errorRegression": {}},
+        {"name": "requests", "prometheus": {"query": REQUESTS, "min": 1, "max": most}},
+    ]);
+    let analysis = json!({"interval": "15s", "source": "prometheus", "prometheus": server, "checks": checks});
+    json!({"steps": [step(50, "20s")], "analysis": analysis})
 }
 
-/// Requests a second to version 2, by one's own query.
-const REQUESTS: &str = r#"sum(rate(nginx_ingress_controller_requests{namespace="{{ namespace }}",ingress=~"{{ ingress }}",canary=~"{{ canary }}"}[{{ interval }}]))"#;
+#[test]
+fn a_prometheus_decides_as_the_controllers_themselves_do() -> Outcome {
+    let failing: &Env = &[("ERROR_RATE", "0.2")];
+    trial(
+        "by-prometheus",
+        (&[], failing),
+        by_prometheus("steady", 1_000),
+        |trial, load| {
+            let prometheus = Prometheus::start(trial.scene.cluster, "steady")?;
+            trial.rolled_back("ErrorRegression", &["failed"])?;
+
+            // Another version, and more requests reach it than its bound allows.
+            let mut object = trial.object.clone();
+            let env = "/spec/canary/template/spec/containers/0/env/0";
+            *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "2"});
+            object["spec"]["analysis"] = by_prometheus("steady", 2)["analysis"].clone();
+            trial.release.apply_again(&object)?;
+            trial.rolled_back("QueryResult", &["requests", "in 2 windows in a row"])?;
+
+            // A third, and none of its bounds is broken.
+            *object.pointer_mut(env).context("version 2 has no environment")? = json!({"name": "RUN", "value": "3"});
+            object["spec"]["analysis"] = trial.object["spec"]["analysis"].clone();
+            trial.release.apply_again(&object)?;
+            trial.release.until_phase("Promoted", TO_END)?;
+            load.still_runs()?;
+            prometheus.remove()
+        },
+    )
+}
+
+#[test]
+fn without_its_prometheus_a_release_is_held_and_goes_on_when_that_is_back() -> Outcome {
+    trial(
+        "prometheus-stopped",
+        (&[], &[]),
+        by_prometheus("stopped", 1_000),
+        |trial, load| {
+            let prometheus = Prometheus::start(trial.scene.cluster, "stopped")?;
+            trial.release.until("a window has passed", TO_END, |moment| {
+                moment.status.checks.iter().any(|check| check.verdict == "Pass")
+            })?;
+            prometheus.stop()?;
+            let held = trial.held("AnalysisError")?;
+            let analysed = held
+                .status
+                .condition("Analysed")
+                .context("there is no condition Analysed")?;
+            ensure!(
+                (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
+                "Analysed is {analysed:?}"
+            );
+            says(&held.status.message, &["Prometheus", "stopped"])?;
+            trial.stays_held("AnalysisError", "50", load)?;
+            prometheus.start_again()?;
+            trial.promoted()?;
+            prometheus.remove()
+        },
+    )
+}
