@@ -70,7 +70,7 @@ fn look<'a>(seen: &'a Seen<'_>, counter: &'a Counter) -> Look<'a> {
         rules: seen.rules,
         in_force: Some(seen.in_force),
         counts: counter.counts(),
-        lag: std::time::Duration::ZERO,
+        lag: Duration::ZERO,
         uncounted: None,
         answers: NO_ANSWERS,
     }
