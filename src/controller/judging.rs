@@ -118,15 +118,6 @@ impl Judging {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names of the Prometheus servers, as they are configured now.
-    pub fn servers(&self) -> Vec<String> {
-        self.sources
-            .prometheus
-            .as_ref()
-            .map(Prometheus::names)
-            .unwrap_or_default()
-    }
-
     /// How the last round of a release ended.
     pub fn ended(&self, namespace: &str, name: &str, well: bool) {
         let key = (namespace.to_owned(), name.to_owned());
@@ -136,6 +127,15 @@ impl Judging {
         } else {
             failing.insert(key);
         }
+    }
+
+    /// Names of the Prometheus servers, as they are configured now.
+    pub fn servers(&self) -> Vec<String> {
+        self.sources
+            .prometheus
+            .as_ref()
+            .map(Prometheus::names)
+            .unwrap_or_default()
     }
 
     /// What the requests of a release say; begins and ends the counting as the release needs it.

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 /// Real time after which virtual time is held to stand still: something loops without waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second in the background. Ten more are looked at one by one.
 const CROWD: u32 = 40;
 
@@ -91,7 +92,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }
-        world.traffic(CROWD);
+        world.traffic(CROWD, SECOND);
         world.pass(Duration::from_secs(30)).await;
         let (up, mut is_up) = watch::channel(true);
         let lab = Lab {
@@ -112,7 +113,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE, SECOND).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -235,19 +236,19 @@ impl Lab {
 
     /// Hardly any traffic from now on.
     pub fn quiet(&self) {
-        self.world.traffic(0);
+        self.world.traffic(0, SECOND);
         self.load.set(Load::Hardly);
     }
 
     /// No traffic at all from now on.
     pub fn silent(&self) {
-        self.world.traffic(0);
+        self.world.traffic(0, SECOND);
         self.load.set(Load::Nothing);
     }
 
     /// As much traffic as at the beginning again.
     pub fn busy(&self) {
-        self.world.traffic(CROWD);
+        self.world.traffic(CROWD, SECOND);
         self.load.set(Load::Steady);
     }
 

@@ -3,7 +3,7 @@
 
 use super::{files, mistakes};
 use crate::{
-    analysis::{Batch, Tally},
+    analysis::{Batch, Plan, Tally},
     api::{CanaryRelease, Evidence},
     release::{check_windows, schedule},
 };
@@ -272,6 +272,20 @@ fn it_takes_as_many_failures_as_is_told() {
         assert!(page.contains(&failures.to_string()));
         assert_about(failures, found, &format!("a doubling ruled out at {weight} %"));
     }
+}
+
+#[test]
+fn a_plan_finds_what_is_told() {
+    let ramp = Plan {
+        steps: [0.1, 0.2, 0.3, 0.4, 0.5].map(|share| (share, 60.0)).into(),
+        alpha: 0.01,
+        ignore_below: 1.0,
+    };
+    let words = ramp.in_words(49.0, 0.002);
+    assert!(
+        read(&files::root().join("docs/analysis.md")).contains(&words),
+        "it says: {words}"
+    );
 }
 
 /// What a heading is linked by.
