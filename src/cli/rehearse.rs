@@ -16,6 +16,9 @@ pub struct Options {
     /// Version 2's image prints this line and exits, unless the release gives it another command.
     #[arg(long, value_name = "LINE")]
     crash: Option<String>,
+    /// Version 2's image answers so many percent of its requests with 500.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    failing: f64,
     /// Requests a second, divided evenly among the paths of all Ingresses.
     #[arg(long, value_name = "REQUESTS", default_value_t = 50)]
     traffic: u32,
@@ -53,6 +56,7 @@ pub fn rehearse(options: &Options) -> Result<bool, RehearseError> {
     println!("simulated: no cluster is involved; times are virtual\n");
     let script = Script {
         crash: options.crash.clone(),
+        failing: options.failing / 100.0,
         traffic: options.traffic,
         seed: options.seed,
     };

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Judging {
     sources: Sources,
     wake: Wake,
     entries: Mutex<BTreeMap<(String, String), Entry>>,
+    /// Releases whose last round failed: they are tried again in their own time, and new counts do not hurry them.
+    failing: Arc<Mutex<BTreeSet<(String, String)>>>,
 }
 
 struct Entry {
@@ -108,11 +110,23 @@ impl Judging {
             sources,
             wake,
             entries: Mutex::default(),
+            failing: Arc::default(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the last round of a release ended.
+    pub fn ended(&self, namespace: &str, name: &str, well: bool) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if well {
+            failing.remove(&key);
+        } else {
+            failing.insert(key);
+        }
     }
 
     /// Names of the Prometheus servers, as they are configured now.
@@ -189,10 +203,14 @@ impl Judging {
         judged
     }
 
-    fn waker(&self, (namespace, name): &(String, String)) -> impl Fn() + Send + Sync + 'static {
-        let (wake, release) = (self.wake.clone(), ObjectRef::new(name).within(namespace));
-        // The reconciler is gone when this fails, and whoever calls it is about to follow.
-        move || drop(wake.unbounded_send(release.clone()))
+    fn waker(&self, key: &(String, String)) -> impl Fn() + Send + Sync + 'static {
+        let (wake, failing, key) = (self.wake.clone(), self.failing.clone(), key.clone());
+        move || {
+            if !failing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+                // The reconciler is gone when this fails, and whoever calls it is about to follow.
+                let _ = wake.unbounded_send(ObjectRef::new(&key.1).within(&key.0));
+            }
+        }
     }
 
     fn count(
@@ -275,5 +293,7 @@ impl Judging {
     /// Ends it for releases that `exists` does not know any more.
     pub fn forget_missing(&self, exists: impl Fn(&str, &str) -> bool) {
         self.lock().retain(|(namespace, name), _| exists(namespace, name));
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.retain(|(namespace, name)| exists(namespace, name));
     }
 }

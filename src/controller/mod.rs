@@ -149,6 +149,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
         .await
         .unwrap_or(Err(RoundError::Panicked));
     timer.observe_duration();
+    context.judging.ended(&namespace, &name, outcome.is_ok());
     match &outcome {
         Ok(_) => context.memory.succeeded(&namespace, &name),
         Err(error) => {

@@ -2,7 +2,7 @@
 
 use super::{
     ApiServer, Key, World,
-    actors::behaviour::Behaviour,
+    actors::behaviour::{Answers, Behaviour},
     json::{int, items, text},
     nginx::Nginx,
     server::{error::ApiError, patch, resource::Resource},
@@ -13,7 +13,7 @@ use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
     cluster::{Clock, Metered},
     controller::{self, Settings, Sources},
-    release::{Command, Verb, commanded},
+    release::{Command, Verb, commanded, schedule},
     render::promotion_patch,
     routing::IngressNginx,
     telemetry::Metrics,
@@ -25,6 +25,10 @@ use std::{collections::BTreeSet, io::Write, sync::Arc, time::Duration};
 
 /// A release that is not over after this much virtual time never will be.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A schedule of more than this is watched as closely as windows end, for the sake of whoever waits for it.
+const LONG: Duration = Duration::from_secs(6 * 3600);
+const CLOSELY: Duration = Duration::from_secs(1);
+const LOOSELY: Duration = Duration::from_secs(30);
 const NAMESPACE: &str = "default";
 const HOST: &str = "rehearsal.example";
 
@@ -33,6 +37,8 @@ const HOST: &str = "rehearsal.example";
 pub struct Script {
     /// Version 2's image prints this and exits, unless the release gives it another command.
     pub crash: Option<String>,
+    /// Share of its requests that version 2's image answers with 500, from 0 to 1.
+    pub failing: f64,
     /// Requests a second, divided evenly among the paths of all Ingresses.
     pub traffic: u32,
     /// Seed of everything that is random in the world.
@@ -44,6 +50,7 @@ impl Default for Script {
     fn default() -> Self {
         Self {
             crash: None,
+            failing: 0.0,
             traffic: 50,
             seed: 0,
         }
@@ -94,11 +101,17 @@ impl Clock for super::clock::VirtualClock {
     }
 }
 
-/// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`.
+/// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`,
+/// so often at most.
 ///
 /// # Errors
 /// Never in practice: the metrics' names are constants.
-pub fn settings(server: &ApiServer, nginx: &Nginx, settle: Duration) -> Result<Settings, prometheus::Error> {
+pub fn settings(
+    server: &ApiServer,
+    nginx: &Nginx,
+    settle: Duration,
+    interval: Duration,
+) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
     let client = ClientBuilder::new(server.clone(), NAMESPACE)
         .with_layer(&Metered {
@@ -106,8 +119,11 @@ pub fn settings(server: &ApiServer, nginx: &Nginx, settle: Duration) -> Result<S
         })
         .build();
     let clock = Arc::new(server.clock());
-    let fetch = Arc::new(nginx.clone());
-    let scraper = Scraper::new(client.clone(), clock.clone(), fetch, scraper::Settings::default());
+    let controllers = scraper::Settings {
+        interval,
+        ..scraper::Settings::default()
+    };
+    let scraper = Scraper::new(client.clone(), clock.clone(), Arc::new(nginx.clone()), controllers);
     Ok(Settings {
         sources: Sources {
             scraper: Some(scraper),
@@ -135,12 +151,15 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
         for manifest in others {
             apply(&world, manifest)?;
         }
-        world.traffic(script.traffic);
-        let settings = settings(&world.server, &world.nginx, Duration::from_secs(6))?;
+        let releases: Vec<_> = releases.into_iter().map(decoded).collect::<Result<_, _>>()?;
+        let long = releases.iter().any(|(_, release)| length(release) > LONG);
+        let interval = if long { LOOSELY } else { CLOSELY };
+        world.traffic(script.traffic, interval);
+        let settings = settings(&world.server, &world.nginx, Duration::from_secs(6), interval)?;
         world.spawn(controller::run(settings, None, std::future::pending()));
         let mut outcome = Err(PlayError::NoRelease);
-        for manifest in releases {
-            outcome = Ok(one(&world, manifest, script, out).await?);
+        for (manifest, release) in releases {
+            outcome = Ok(one(&world, manifest, &release, script, out).await?);
         }
         outcome
     })
@@ -155,13 +174,33 @@ fn apply(world: &World, mut manifest: Value) -> Result<(), PlayError> {
         .map_err(|error| PlayError::Refused { object, error })
 }
 
-async fn one(world: &World, manifest: Value, script: &Script, out: &mut dyn Write) -> Result<Outcome, PlayError> {
+fn decoded(manifest: Value) -> Result<(Value, CanaryRelease), PlayError> {
     let name = text(&manifest, "/metadata/name").to_owned();
-    let release: CanaryRelease = serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable {
-        name: name.clone(),
-        error,
-    })?;
-    invent(world, &release)?;
+    let release = serde_json::from_value(manifest.clone()).map_err(|error| PlayError::Undecodable { name, error })?;
+    Ok((manifest, release))
+}
+
+/// How long the schedule holds each step, all in all.
+fn length(release: &CanaryRelease) -> Duration {
+    let schedule = schedule(&release.spec).ok();
+    let steps = schedule
+        .iter()
+        .flat_map(|s| (1..=s.len()).filter_map(|step| s.step(step)));
+    steps.filter_map(|step| step.hold).map(|hold| hold.get()).sum()
+}
+
+async fn one(
+    world: &World,
+    manifest: Value,
+    release: &CanaryRelease,
+    script: &Script,
+    out: &mut dyn Write,
+) -> Result<Outcome, PlayError> {
+    let name = text(&manifest, "/metadata/name").to_owned();
+    invent(world, release)?;
+    if let Some(image) = &release.spec.canary.image {
+        world.image_answers(image, Answers::failing(script.failing));
+    }
     if let (Some(line), Some(image)) = (&script.crash, &release.spec.canary.image) {
         let (image, crash) = (image.clone(), Behaviour::crash_loop(line));
         world.kubelet(|kubelet| {

@@ -4,6 +4,7 @@ use super::{
     actors::{
         self,
         behaviour::{Answers, Behaviour},
+        clients::Load,
         kubelet::Settings,
     },
     clock::VirtualClock,
@@ -27,7 +28,7 @@ pub struct World {
     /// ingress-nginx.
     pub nginx: Nginx,
     settings: watch::Sender<Settings>,
-    traffic: watch::Sender<u32>,
+    traffic: watch::Sender<Load>,
     tasks: JoinSet<()>,
 }
 
@@ -59,7 +60,7 @@ impl World {
         tasks.spawn(actors::garbage::run(server.clone()));
         let nginx = Nginx::new(server.clone(), seen, seed.wrapping_add(1));
         tasks.spawn(nginx.clone().run());
-        let (traffic, wanted) = watch::channel(0);
+        let (traffic, wanted) = watch::channel(Load::default());
         tasks.spawn(actors::clients::run(nginx.clone(), wanted));
         let world = Self {
             server,
@@ -118,9 +119,10 @@ impl World {
         self.kubelet(|s| s.behaviours.answers(image, answers));
     }
 
-    /// From now on clients send so many plain requests a second, divided evenly among the locations of all Ingresses.
-    pub fn traffic(&self, per_second: u32) {
-        self.traffic.send_replace(per_second);
+    /// From now on clients send so many plain requests a second, divided evenly among the locations of all Ingresses, all
+    /// at once after each `interval`: what is looked at seldom need not come oftener.
+    pub fn traffic(&self, per_second: u32, interval: Duration) {
+        self.traffic.send_replace(Load { per_second, interval });
     }
 
     /// Runs a future, such as a controller, as one more part of the world.

@@ -278,15 +278,16 @@ fn an_awaited_stable_deployment_survives_what_people_do_and_command_after_any_wr
     sweep(Scenario::AwaitStable, 6);
 }
 
-/// No request for an hour in which the release waits for somebody or for a time.
-async fn waits_quietly(lab: &Lab, reason: &str) {
+/// The requests of an hour in which the release waits for somebody or for a time.
+async fn of_an_hour(lab: &Lab, reason: &str) -> usize {
     lab.until(reason, |lab| lab.reason() == reason).await;
     lab.pass(60).await;
     lab.quiet();
-    let (before, status) = (lab.requests(), lab.release());
+    lab.pass(60).await;
+    let before = lab.requests();
     lab.pass(3600).await;
-    assert_eq!(lab.requests() - before, 0, "{reason}");
-    assert_eq!(lab.release(), status);
+    assert_eq!(lab.reason(), reason);
+    lab.requests() - before
 }
 
 #[test]
@@ -302,11 +303,23 @@ fn a_release_that_waits_for_somebody_or_for_a_time_sends_no_request() {
     ];
     for (reason, spec) in waits {
         let run = lab(async |lab| {
-            lab.start_with(|release| json_patch::merge(&mut release["spec"], &spec));
-            waits_quietly(lab, reason).await;
+            lab.start_with(|release| {
+                json_patch::merge(&mut release["spec"], &spec);
+                release["spec"]["analysis"] = json!({"checks": []});
+            });
+            assert_eq!(of_an_hour(lab, reason).await, 0, "{reason}");
         });
         assert_eq!(run.failed, [], "{reason}");
     }
+}
+
+#[test]
+fn a_release_that_is_judged_while_it_waits_tells_each_window_and_nothing_else() {
+    lab(async |lab| {
+        lab.start_with(|release| release["spec"]["steps"] = json!([{"weight": 10, "approval": true}]));
+        let requests = of_an_hour(lab, "AwaitingApproval").await;
+        assert!(requests <= 3600 / 30 + 2, "{requests} requests");
+    });
 }
 
 #[test]

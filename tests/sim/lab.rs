@@ -24,6 +24,7 @@ use tokio::sync::watch;
 /// Real time after which virtual time is held to stand still: something loops without waiting.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second in the background. Ten more are looked at one by one.
 const CROWD: u32 = 40;
 
@@ -34,10 +35,18 @@ pub struct Lab {
     pub ended_at: Cell<Option<jiff::Timestamp>>,
     scenario: Cell<Scenario>,
     up: watch::Sender<bool>,
-    quiet: Cell<bool>,
+    load: Cell<Load>,
     seen: RefCell<Seen>,
     /// Told whenever virtual time has passed.
     alive: mpsc::Sender<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Load {
+    Steady,
+    /// One request a minute.
+    Hardly,
+    Nothing,
 }
 
 #[derive(Default)]
@@ -83,13 +92,13 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }
-        world.traffic(CROWD);
+        world.traffic(CROWD, SECOND);
         world.pass(Duration::from_secs(30)).await;
         let (up, mut is_up) = watch::channel(true);
         let lab = Lab {
             world,
             up,
-            quiet: Cell::new(false),
+            load: Cell::new(Load::Steady),
             acted: Cell::new(0),
             scenario: Cell::new(Scenario::Good),
             ended_at: Cell::new(None),
@@ -104,7 +113,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE, SECOND).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -143,10 +152,13 @@ impl Lab {
     /// Requests ten times a second, and testers' where the scenario has any.
     async fn traffic(&self) {
         for number in 0_usize.. {
-            let pause = if self.quiet.get() { 60_000 } else { 100 };
+            let pause = if self.load.get() == Load::Steady { 100 } else { 60_000 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
             // Whoever listens does so for as long as this lab lives.
             let _ = self.alive.send(());
+            if self.load.get() == Load::Nothing {
+                continue;
+            }
             let plain = SimRequest::to(HOST, "/");
             self.request(&plain, false);
             if self.scenario.get() == Scenario::Testers {
@@ -224,8 +236,20 @@ impl Lab {
 
     /// Hardly any traffic from now on.
     pub fn quiet(&self) {
-        self.world.traffic(0);
-        self.quiet.set(true);
+        self.world.traffic(0, SECOND);
+        self.load.set(Load::Hardly);
+    }
+
+    /// No traffic at all from now on.
+    pub fn silent(&self) {
+        self.world.traffic(0, SECOND);
+        self.load.set(Load::Nothing);
+    }
+
+    /// As much traffic as at the beginning again.
+    pub fn busy(&self) {
+        self.world.traffic(CROWD, SECOND);
+        self.load.set(Load::Steady);
     }
 
     pub fn release(&self) -> Value {

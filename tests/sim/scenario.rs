@@ -331,6 +331,13 @@ impl Run {
             .unwrap_or_default()
     }
 
+    /// What was told in events for this reason.
+    pub fn events(&self, reason: &str) -> Vec<String> {
+        let events = self.log.iter().filter(|v| v.key.resource.plural == "events");
+        let told = events.filter(|v| text(&v.object, "/reason") == reason);
+        told.map(|v| text(&v.object, "/note").to_owned()).collect()
+    }
+
     pub fn history(&self) -> Vec<String> {
         let release = self.release.clone().unwrap_or_default();
         items(&release, "/status/history")

@@ -300,7 +300,10 @@ servers:
         for (text, expected) in [
             ("{}".to_owned(), "missing field `servers`"),
             ("servers: 5".to_owned(), "expected sequence"),
-            ("server: []".to_owned(), "unknown field `server`, expected one of servers"),
+            (
+                "server: []".to_owned(),
+                "unknown field `server`, expected one of servers",
+            ),
             (server("token: x"), "unknown field `token`, expected one of"),
             (server("labels: {path: x}"), "unknown field `path`, expected one of"),
             (server("deadline: 5"), "\"5\" is not a duration"),

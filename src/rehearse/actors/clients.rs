@@ -4,10 +4,26 @@ use crate::rehearse::nginx::Nginx;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
 
-/// Runs as long as somebody can change the number of requests a second. While there are none, nothing is done.
-pub async fn run(nginx: Nginx, mut per_second: Receiver<u32>) {
-    while per_second.wait_for(|requests| *requests > 0).await.is_ok() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        nginx.crowd(*per_second.borrow());
+/// How much clients ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests in a second.
+    pub per_second: u32,
+    /// How long requests gather before they are sent.
+    pub interval: Duration,
+}
+
+/// Runs as long as somebody can change the load. While there is none, nothing is done.
+pub async fn run(nginx: Nginx, mut load: Receiver<Load>) {
+    loop {
+        let Ok(interval) = load
+            .wait_for(|load| load.per_second > 0)
+            .await
+            .map(|load| load.interval)
+        else {
+            return;
+        };
+        tokio::time::sleep(interval).await;
+        nginx.crowd(load.borrow().per_second, interval);
     }
 }

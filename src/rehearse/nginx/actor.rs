@@ -185,19 +185,20 @@ impl Nginx {
     /// Sends one request through.
     pub fn request(&self, request: &SimRequest) -> Reply {
         let mut reply = Served::by_nginx(404).reply();
-        self.pass(request, 1, |served| reply = served.reply());
+        self.pass(request, (1, Duration::ZERO), |served| reply = served.reply());
         reply
     }
 
-    /// Sends so many plain requests through, of the last second, divided evenly among the locations of all Ingresses.
-    pub fn crowd(&self, requests: u32) {
+    /// Sends the requests through that came in the last `interval`, divided evenly among the locations of all Ingresses.
+    pub fn crowd(&self, per_second: u32, interval: Duration) {
         let model = self.model();
         let addresses: Vec<_> = model.addresses().collect();
         let locations = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let requests = per_second.saturating_mul(u32::try_from(interval.as_secs()).unwrap_or(u32::MAX));
         for ((host, path), index) in addresses.iter().zip(0..) {
             // The first ones get what is left over.
             let count = (requests + locations - 1 - index) / locations;
-            self.pass(&SimRequest::to(host, path), count, |_| {});
+            self.pass(&SimRequest::to(host, path), (count, interval), |_| {});
         }
     }
 
@@ -213,7 +214,13 @@ impl Nginx {
         }
     }
 
-    pub(super) fn pass(&self, request: &SimRequest, count: u32, mut each: impl FnMut(Served<'_>)) {
+    /// Sends so many requests through that came evenly in a time until now.
+    pub(super) fn pass(
+        &self,
+        request: &SimRequest,
+        (count, interval): (u32, Duration),
+        mut each: impl FnMut(Served<'_>),
+    ) {
         let mut state = self.lock();
         let state = &mut *state;
         state.look(&self.server);
@@ -230,7 +237,7 @@ impl Nginx {
             Some(settings.behaviours.answers_of(&pod))
         });
         let now = self.server.clock().elapsed();
-        let between = Duration::from_secs(1) / count.max(1);
+        let between = interval / count.max(1);
         let mut tallies: BTreeMap<_, Tally> = BTreeMap::new();
         for number in 1..=count {
             let at = now.saturating_sub(between * (count - number));

@@ -63,7 +63,11 @@ async fn pass(world: &World, seconds: f64) {
 }
 
 fn send(world: &World, host: &str, count: u32) {
-    world.nginx.pass(&SimRequest::to(host, "/shop/cart"), count, |_| {});
+    world.nginx.pass(
+        &SimRequest::to(host, "/shop/cart"),
+        (count, Duration::from_secs(1)),
+        |_| {},
+    );
 }
 
 fn subscribe(world: &World) -> (Scraper, Subscription) {
@@ -460,9 +464,9 @@ fn steady_traffic_reaches_every_path_of_every_ingress_and_stops_when_told() {
         split(&world, |_| {}).await;
         world.apply(ingress("other", 2, "b.test", "/", "Prefix", "v1")).unwrap();
         pass(&world, 15.0).await;
-        world.traffic(51);
+        world.traffic(51, Duration::from_secs(1));
         pass(&world, 10.5).await;
-        world.traffic(0);
+        world.traffic(0, Duration::ZERO);
         pass(&world, 60.0).await;
         let mut hosts: BTreeMap<String, f64> = BTreeMap::new();
         for (_, labels, value) in samples(&world)
