@@ -16,7 +16,7 @@ endif
 
 .PHONY: help
 help: ## List what there is to run
-	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4)} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: ## Show a release on a real cluster (CLUSTER=current takes yours); simulated where no cluster can run
@@ -44,6 +44,10 @@ e2e: ## The real cluster: chart, manifests, every scenario
 	@tests/on-cluster
 
 ## For developers
+
+.PHONY: bench-analysis
+bench-analysis: ## How often the judge is wrong and how soon it is right, in 10,000 simulated releases a case (minutes)
+	cargo bench --quiet --locked --bench analysis
 
 .PHONY: generate
 generate: ## Write crds/, the chart's CRD and manifests/install.yaml anew (starts the test cluster, for its Helm)

@@ -2,6 +2,7 @@
 //!
 //! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] once a second while a release
 //! [subscribes](Scraper::subscribe), [`exposition`] reads the answers as they arrive, and [`counts`] adds them up.
+//! [`prometheus`] has the requests counted from what a Prometheus stored, and asks it what a release wants to know besides.
 
 pub mod controllers;
 pub mod counts;

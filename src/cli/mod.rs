@@ -24,7 +24,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the operator against the cluster of the kubeconfig, or of the Pod it runs in.
-    Run(run::Options),
+    Run(Box<run::Options>),
     /// Play releases in a simulated cluster, in a second, and print what would happen. Exits with 1 unless the last is promoted.
     Rehearse(rehearse::Options),
     /// Let a release go on after a step that waits for approval.
@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
 /// Whether the command's answer is yes; a command without an answer says yes.
 fn execute(cli: Cli) -> Result<bool, CliError> {
     match cli.command {
-        Command::Run(options) => Ok(run::run(options).map(|()| true)?),
+        Command::Run(options) => Ok(run::run(*options).map(|()| true)?),
         Command::Rehearse(options) => Ok(rehearse::rehearse(&options)?),
         Command::Approve(options) => Ok(command::command(&options, Asked::Approve)?),
         Command::Promote(options) => Ok(command::command(&options, Asked::Promote)?),

@@ -1,7 +1,11 @@
 //! `canary-operator run`
 
 use canary_operator::{
-    analysis::{Http, Scraper, scraper},
+    analysis::{
+        Http, Scraper,
+        prometheus::{ConfigError, Prometheus, Servers},
+        scraper,
+    },
     api::Duration,
     cluster::{SystemClock, connect},
     controller::{self, Settings, Sources},
@@ -11,7 +15,7 @@ use canary_operator::{
 use clap::{Args, ValueEnum};
 use futures::{FutureExt, future};
 use kube::Config;
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -51,6 +55,9 @@ pub struct Options {
     /// Port on which the ingress-nginx controllers serve /metrics (their --healthz-port).
     #[arg(long, value_name = "PORT", default_value_t = scraper::PORT)]
     controller_metrics_port: u16,
+    /// File that names the Prometheus servers which releases may ask; none when omitted. It is read anew when it changes.
+    #[arg(long, value_name = "FILE")]
+    prometheus_config: Option<PathBuf>,
     /// What to log: a level, or directives such as info,kube=debug.
     #[arg(long, default_value = "info")]
     log_level: String,
@@ -77,6 +84,8 @@ pub enum RunError {
     Cluster(#[from] kube::config::InferConfigError),
     #[error("the cluster's configuration cannot be used: {0}")]
     Client(#[from] kube::Error),
+    #[error("--prometheus-config {}: {error}", path.display())]
+    Prometheus { path: PathBuf, error: ConfigError },
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
@@ -104,8 +113,16 @@ pub fn run(options: Options) -> Result<(), RunError> {
 
 async fn operate(options: Options) -> Result<(), RunError> {
     let metrics = Metrics::new()?;
+    let servers = match &options.prometheus_config {
+        Some(path) => Servers::open(path).map_err(|error| RunError::Prometheus {
+            path: path.clone(),
+            error,
+        })?,
+        None => Servers::default(),
+    };
     let client = connect(Config::infer().await?, &metrics.api)?;
     let clock = Arc::new(SystemClock);
+    let prometheus = Prometheus::new(Arc::new(servers), clock.clone());
     let controllers = scraper::Settings {
         namespace: Some(options.controller_namespace).filter(|namespace| !namespace.is_empty()),
         selector: options.controller_selector,
@@ -120,7 +137,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
                 Arc::new(Http::default()),
                 controllers,
             )),
-            prometheus: None,
+            prometheus: Some(prometheus.clone()),
         },
         client,
         clock,
@@ -140,7 +157,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
         tracing::info!("stopping; traffic stays where it is");
     }
     .shared();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settle = %options.settle, namespaces = ?options.watch_namespaces, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settle = %options.settle, namespaces = ?options.watch_namespaces, prometheus = ?prometheus.names(), "starting");
     let scopes: Vec<Option<String>> = match options.watch_namespaces.as_slice() {
         [] => vec![None],
         names => names.iter().cloned().map(Some).collect(),

@@ -58,7 +58,8 @@ pub fn to_judge(
         ingresses,
         rules.times_requests(),
     );
-    let in_force = rollout.weight_since.as_ref().map(|since| InForce {
+    let since = rollout.weight_since.as_ref().filter(|_| is_judged(rollout));
+    let in_force = since.map(|since| InForce {
         step: rollout.step,
         weight: weight(rollout),
         live: since.0.checked_add(settle).unwrap_or(since.0),
@@ -73,10 +74,15 @@ pub fn to_judge(
     })
 }
 
+/// Whether there is anything to judge yet. Before the first step no request meets version 2: a query about those would have no
+/// result, and the release would wait for one for ever.
+fn is_judged(rollout: &Rollout) -> bool {
+    rollout.step > 0 || rollout.stage == Stage::Promoting
+}
+
 /// The weight that was last written.
 fn weight(rollout: &Rollout) -> Weight {
-    let stepped = rollout.step > 0 || rollout.stage == Stage::Promoting;
-    let last = rollout.reached.last().filter(|_| stepped);
+    let last = rollout.reached.last().filter(|_| is_judged(rollout));
     last.map_or(Weight::ZERO, |last| last.weight)
 }
 
@@ -251,7 +257,7 @@ pub(super) struct Doubt {
 
 /// What keeps the weight from rising though the step's time is over: missing data is never a pass.
 pub(super) fn doubt(draft: &Draft<'_>, rollout: &Rollout) -> Option<Doubt> {
-    if rollout.skip_steps {
+    if rollout.skip_steps || !is_judged(rollout) {
         return None;
     }
     let rules = rules(&draft.seen.release, rollout);

@@ -118,7 +118,7 @@ fn labels(number: usize, requests: &mut BTreeMap<Labels, u64>) -> String {
     );
     let (path, host) = (PATHS[number / 10 % PATHS.len()], number / 80 % 3);
     let ingress = number / 240;
-    let canary = if ingress % 10 == 3 && number % 4 == 0 {
+    let canary = if ingress % 10 == 3 && number.is_multiple_of(4) {
         format!("team-{ingress}-web-canary-80")
     } else {
         String::new()

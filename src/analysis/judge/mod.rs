@@ -22,7 +22,7 @@ const CLOSELY: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(5);
 /// Requests that are weighed together at least: the comparison uses what one fewer are worth.
-const BATCH: u64 = 20;
+pub(super) const BATCH: u64 = 20;
 /// Requests that denied the weight make room for others after this time, which may say that it is mended.
 const FORGIVEN: Duration = Duration::from_secs(30);
 

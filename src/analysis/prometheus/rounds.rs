@@ -255,7 +255,7 @@ impl Rounds {
         self.scraped = Some(times);
         let late = answers.iter().filter_map(|answer| answer.scrape.as_ref().err());
         let changed = self.tell(late.cloned().collect());
-        (newer || changed).then(|| Round {
+        (newer || changed).then_some(Round {
             began: times.0,
             ended: times.1,
             answers,

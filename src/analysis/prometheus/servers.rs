@@ -121,9 +121,9 @@ impl Servers {
                 (state.servers, state.broken) = (servers, None);
             }
             Err(error) => {
-                let why = error.to_string();
+                let why = format!("{}: {error}", path.display());
                 if state.broken.as_ref() != Some(&why) {
-                    tracing::warn!(path = %path.display(), why, "the Prometheus servers stay as they were");
+                    tracing::warn!(why, "the Prometheus servers stay as they were");
                 }
                 state.broken = Some(why);
             }
@@ -144,10 +144,7 @@ impl Servers {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    fs::read(path).map_err(|error| ConfigError::Unreadable {
-        path: path.to_owned(),
-        why: error.to_string(),
-    })
+    fs::read(path).map_err(|error| ConfigError::Unreadable(error.to_string()))
 }
 
 /// The servers of a file; those that have not changed keep their connections.

@@ -3,7 +3,8 @@
 
 use super::{files, mistakes};
 use crate::{
-    api::CanaryRelease,
+    analysis::{Batch, Plan, Tally},
+    api::{CanaryRelease, Evidence},
     release::{check_windows, schedule},
 };
 use kube::CustomResourceExt;
@@ -143,8 +144,12 @@ fn schema() -> Value {
 fn every_field_is_described() {
     let mut found = BTreeSet::new();
     fields(&schema()["spec"], "", &mut found);
-    let documented = listed_in(&["releases.md", "traffic.md"], "field");
-    assert_same(&documented, &found, "docs/releases.md or docs/traffic.md");
+    let documented = listed_in(&["analysis.md", "releases.md", "traffic.md"], "field");
+    assert_same(
+        &documented,
+        &found,
+        "docs/analysis.md, docs/releases.md or docs/traffic.md",
+    );
 }
 
 #[test]
@@ -202,6 +207,85 @@ fn every_reason_has_a_row_with_its_remedy() {
     let mut documented = listed_in(&["reasons.md"], "reason");
     documented.extend(listed_in(&["reasons.md"], "event"));
     assert_same(&documented, &code, "docs/reasons.md");
+}
+
+/// Failures of version 2 and of both versions until the evidence is enough, in half of the releases: version 2 gets a share of
+/// the requests in percent and fails so many times as often.
+fn until_enough(share: u64, ratio: f64, evidence: fn(&Evidence) -> f64) -> (u64, u64) {
+    #[allow(clippy::cast_precision_loss)] // At most 100.
+    let fraction = share as f64 / 100.0;
+    let chance = fraction * ratio / (1.0 + fraction * (ratio - 1.0));
+    let mut rng = fastrand::Rng::with_seed(share);
+    let mut release = || {
+        let mut gathered = Evidence::new(1.0);
+        while evidence(&gathered) < 100f64.ln() {
+            let failed = u64::from(rng.f64() < chance);
+            let tally = |requests, failed| Tally { requests, failed };
+            let (stable, canary) = (tally(100 - share, 1 - failed), tally(share, failed));
+            gathered.add(&Batch {
+                stable,
+                canary,
+                least_share: 0.0,
+            });
+        }
+        (gathered.canary_failed, gathered.canary_failed + gathered.stable_failed)
+    };
+    let mut releases: Vec<_> = (0..301).map(|_| release()).collect();
+    releases.sort_unstable();
+    releases[150]
+}
+
+#[track_caller]
+fn assert_about(told: u64, found: u64, what: &str) {
+    assert!(
+        told.abs_diff(found) <= found / 8 + 1,
+        "{what}: {told} is told, and it takes {found}"
+    );
+}
+
+#[test]
+fn it_takes_as_many_failures_as_is_told() {
+    let page = read(&files::root().join("docs/analysis.md"));
+    let rows = page.lines().skip_while(|line| !line.starts_with("| version 2 fails |"));
+    let mut rows = rows
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.split('|').map(str::trim));
+    let weights: Vec<u64> = rows
+        .next()
+        .unwrap()
+        .filter_map(|cell| cell.strip_prefix("weight ")?.strip_suffix(" %")?.parse().ok())
+        .collect();
+    assert_eq!(weights, [10, 50]);
+    let mut told = 0;
+    for cells in rows.skip(1).map(Iterator::collect::<Vec<_>>) {
+        let often = cells[1].split(' ').next().unwrap();
+        let ratio = if often == "twice" { 2.0 } else { often.parse().unwrap() };
+        for (weight, cell) in weights.iter().zip(&cells[2..]) {
+            let (found, _) = until_enough(*weight, ratio, Evidence::log_harm);
+            assert_about(cell.parse().unwrap(), found, &format!("{ratio} at {weight} %"));
+            told += 1;
+        }
+    }
+    assert_eq!(told, 10);
+    for (weight, failures) in [(10, 160), (50, 90)] {
+        let (_, found) = until_enough(weight, 1.0, |gathered| gathered.log_no_harm(2.0));
+        assert!(page.contains(&failures.to_string()));
+        assert_about(failures, found, &format!("a doubling ruled out at {weight} %"));
+    }
+}
+
+#[test]
+fn a_plan_finds_what_is_told() {
+    let ramp = Plan {
+        steps: [0.1, 0.2, 0.3, 0.4, 0.5].map(|share| (share, 60.0)).into(),
+        alpha: 0.01,
+        ignore_below: 1.0,
+    };
+    let words = ramp.in_words(49.0, 0.002);
+    assert!(
+        read(&files::root().join("docs/analysis.md")).contains(&words),
+        "it says: {words}"
+    );
 }
 
 /// What a heading is linked by.

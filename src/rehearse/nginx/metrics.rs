@@ -141,7 +141,8 @@ impl Counters {
 
     /// What the workers have handed over by now.
     fn take_in(&mut self, now: Duration) {
-        while let Some((_, series, tally)) = self.logged.pop_front_if(|(at, ..)| *at <= now) {
+        let due = self.logged.partition_point(|(at, ..)| *at <= now);
+        for (_, series, tally) in self.logged.drain(..due) {
             let labels = series.labels(&self.pod);
             let (_, counted) = self.series.entry(series).or_insert_with(|| (labels, Tally::default()));
             counted.add(&tally);

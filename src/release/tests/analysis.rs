@@ -85,6 +85,14 @@ fn missing_data_is_never_a_pass_and_says_what_is_missing() {
 }
 
 #[test]
+fn a_query_is_waited_for_from_the_first_step_on() {
+    let check = json!({"name": "orders", "prometheus": {"query": "sum(orders)", "min": 1}});
+    let world = world().spec(json!({"analysis": {"checks": [check]}}));
+    let held = at_its_end(world.checks(no_data)).rounds(1);
+    assert_eq!((held.phase(), step(&held)), (Phase::Holding, 1));
+}
+
+#[test]
 fn whoever_says_so_goes_on_without_data() {
     let world = world().spec(json!({"analysis": {"noData": "pass"}}));
     let world = goes_on(at_its_end(world).checks(no_data));

@@ -100,6 +100,13 @@ impl Namespace {
         serde_json::from_str(&text).with_context(|| format!("kubectl get {} answered no JSON", args.join(" ")))
     }
 
+    /// What a path below the namespace answers, such as that of a Service's proxy.
+    pub fn get_raw(&self, path: &str) -> Result<Value> {
+        let path = format!("--raw=/api/v1/namespaces/{}/{path}", self.name);
+        let text = self.cluster.ask(&["get", &path])?;
+        serde_json::from_str(&text).with_context(|| format!("{path} answered no JSON"))
+    }
+
     /// `kubectl apply` of these objects.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         output_of_input(

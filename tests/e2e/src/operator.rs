@@ -9,10 +9,11 @@ use crate::{
     cluster::{Cluster, repository, setting},
     metrics::{Counts, Sample, parse},
     process::{attempt, output, until},
+    prometheus,
 };
 
 /// Namespace and name of the Helm release, and so of the Deployment.
-const NAME: &str = "canary-operator";
+pub(crate) const NAME: &str = "canary-operator";
 /// The operator's pods.
 const SELECTOR: &str = "--selector=app.kubernetes.io/name=canary-operator";
 /// Counter of the requests that the operator sends to the API server.
@@ -167,6 +168,8 @@ fn install(cluster: &'static Cluster) -> Result<Operator> {
     let chart = repository().join("charts/canary-operator");
     let set_repository = format!("--set-string=image.repository={repository_of_image}");
     let set_tag = format!("--set-string=image.tag={tag}");
+    let set_prometheus = format!("--set-json=prometheus={}", prometheus::chart_value());
+    prometheus::make_certificates(cluster, NAME)?;
     let upgrade = attempt(
         &mut cluster.helm(&[
             "upgrade",
@@ -178,6 +181,7 @@ fn install(cluster: &'static Cluster) -> Result<Operator> {
             "--create-namespace",
             &set_repository,
             &set_tag,
+            &set_prometheus,
             "--set=image.pullPolicy=IfNotPresent",
             "--wait",
             "--timeout=2m",

@@ -688,13 +688,11 @@ async fn a_clock_that_is_ahead_is_told() {
     pass(1).await;
     rig.scrape("a", &a);
     pass(5).await;
-    let mut stored = rig.store.stored();
-    for samples in stored.series.values_mut() {
+    for samples in rig.store.stored().series.values_mut() {
         let (at, value) = *samples.last().unwrap();
         // Which the store shows only when it is asked then.
         samples.push((at + 4_000, value));
     }
-    drop(stored);
     pass(5).await;
     assert!(subscription.counts().unwrap().complete);
 }

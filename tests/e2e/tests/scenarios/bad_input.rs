@@ -136,6 +136,7 @@ const AT_LEAST_ONE: &str = "should be greater than or equal to 1";
 const CHECK_NAME: &str = "the name of a check has lower-case letters, digits and dashes, such as errors-vs-v1";
 const STATUS: &str = "should match";
 const FALSE_ROLLBACK: &str = "falseRollback lies between 0.000001 and 0.5, such as 0.01";
+const MIN_REQUESTS_OF_QUERY: &str = "a query counts no requests, so minRequests says nothing";
 const QUANTILE: &str = "a quantile lies between 0 and 1, such as 0.99";
 
 /// A field (`[]` stands for the first element of a list), a wrong value and what the refusal says.
@@ -326,16 +327,16 @@ const FIELDS: &[WrongField] = &[
         || json!(11),
         "less than or equal to 10",
     ),
+    (
+        "analysis.checks[]",
+        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "orders", "min": 1}}),
+        MIN_REQUESTS_OF_QUERY,
+    ),
     ("analysis.checks[].prometheus.query", || json!(""), TOO_SHORT),
     (
         "analysis.checks[].prometheus.query",
         || json!("rate(orders[{{ window }}])"),
         "a query knows {{ namespace }}, {{ ingress }}",
-    ),
-    (
-        "analysis.checks[]",
-        || json!({"name": "orders", "minRequests": 5, "prometheus": {"query": "up", "min": 1}}),
-        "a query counts no requests",
     ),
     ("analysis.checks[].prometheus.server", || json!(""), TOO_SHORT),
     (
@@ -621,6 +622,35 @@ fn a_missing_ingress_stalls_it_and_its_coming_mends_it() -> Outcome {
         let release = Release::apply(namespace, &release_of_v3(&[(30, "10m")]))?;
         stalls(namespace, &release, &["app-service", "Ingress"])?;
         namespace.apply(std::slice::from_ref(&exercise.ingresses[0]))?;
+        goes_on(&release)
+    })
+}
+
+#[test]
+fn a_server_and_a_query_that_cannot_be_asked_stall_it_and_others_mend_it() -> Outcome {
+    play("unasked", |scene| {
+        let namespace = &scene.namespace;
+        App::new("shop", &scene.host()).deploy(namespace)?;
+        let with = |server: &str, query: &str| {
+            let mut object = release_of_v3(&[(30, "10m")]);
+            object["spec"]["target"] = json!({"deployment": "shop"});
+            let check = json!({"name": "orders", "prometheus": {"query": query, "min": 1}});
+            object["spec"]["analysis"] = json!({"prometheus": server, "checks": [check]});
+            object
+        };
+        let release = Release::apply(namespace, &with("unheard-of", "up"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.prometheus", "unheard-of", "steady"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m])"))?;
+        stalls(
+            namespace,
+            &release,
+            &["spec.analysis.checks[orders].prometheus.query", "line 1"],
+        )?;
+        release.apply_again(&with("steady", "sum(rate(orders[5m]))"))?;
         goes_on(&release)
     })
 }

@@ -7,7 +7,7 @@ use canary_e2e::{
     app::App,
     exercise::{RELEASE_MENDED, manifest},
     load::{Answer, Request, sent_between},
-    prometheus::Prometheus,
+    prometheus::{Prometheus, SECURED},
     release::{Evidence, Moment, Release, nothing_of_the_canary_left},
     scene::{Outcome, play},
     trial::{Env, Exposure, RATE, TO_BE_LIVE, TO_END, quiet, says, tell, trial},
@@ -305,6 +305,21 @@ fn without_its_prometheus_a_release_is_held_and_goes_on_when_that_is_back() -> O
             trial.stays_held("AnalysisError", "50", load)?;
             prometheus.start_again()?;
             trial.promoted()?;
+            prometheus.remove()
+        },
+    )
+}
+
+#[test]
+fn a_prometheus_that_takes_only_the_operators_certificate_is_asked_over_tls() -> Outcome {
+    trial(
+        "prometheus-tls",
+        (&[], &[]),
+        by_prometheus(SECURED, 1_000),
+        |trial, load| {
+            let prometheus = Prometheus::start(trial.scene.cluster, SECURED)?;
+            trial.promoted()?;
+            load.still_runs()?;
             prometheus.remove()
         },
     )
