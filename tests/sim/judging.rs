@@ -103,7 +103,7 @@ fn without_requests_the_weight_stays_and_goes_on_when_they_come() {
         lab.until("waits for requests", |lab| lab.reason() == "NoData").await;
         let message = lab.status("message");
         assert!(message.contains("10%"), "{message}");
-        lab.pass(2 * 3600).await;
+        lab.pass(1800).await;
         assert_eq!((lab.reason().as_str(), lab.weight().as_deref()), ("NoData", Some("10")));
         lab.busy();
         lab.ended().await;

@@ -22,7 +22,7 @@ use std::{
 use tokio::sync::watch;
 
 /// Real time after which virtual time is held to stand still: something loops without waiting.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second in the background. Ten more are looked at one by one.
