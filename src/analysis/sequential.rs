@@ -257,18 +257,20 @@ fn log_mean_ratio<'a>(logs: impl Iterator<Item = &'a f64> + Clone, other: Option
     largest - other + (sum / count).ln()
 }
 
-/// The last of the ratios from one end of the grid that the evidence rules out without a gap, interpolated to the next.
+/// The furthest of the ratios from one end of the grid that the evidence rules out, and with it all before it; interpolated
+/// to the next. The evidence need not grow towards that end: another mean is taken for each.
 fn last_ruled_out(ratios: impl Iterator<Item = (f64, f64)>, limit: f64) -> Option<f64> {
-    let mut last = None;
+    let (mut furthest, mut before) = (None, None);
     for (ratio, log) in ratios {
         if log >= limit {
-            last = Some((ratio, log));
-            continue;
+            furthest = Some(ratio);
+        } else if let Some((out, beyond)) = before.filter(|(_, log): &(f64, f64)| *log >= limit) {
+            let out: f64 = out;
+            furthest = Some(out * (ratio / out).powf((beyond - limit) / (beyond - log)));
         }
-        let (out, beyond): (f64, f64) = last?;
-        return Some(out * (ratio / out).powf((beyond - limit) / (beyond - log)));
+        before = Some((ratio, log));
     }
-    last.map(|(ratio, _)| ratio)
+    furthest
 }
 
 /// A number to two digits, or without a fraction.
