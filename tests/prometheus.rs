@@ -593,8 +593,12 @@ async fn the_servers_are_those_of_the_file_as_it_is_now() {
     assert_eq!(ask(&prometheus, "b").await, Ok(Some(0.25)));
     down.store(true, Ordering::Relaxed);
     let told = ask(&prometheus, "b").await.unwrap_err();
-    let broken = format!("cannot be used: {}: missing field `url`", path.display());
-    assert!(told.contains("HTTP status 500") && told.contains(&broken), "{told}");
+    let expected = format!(
+        "Prometheus b: HTTP status 500 Internal Server Error; it is asked as before, for its new files cannot be used: {}: \
+         missing field `url` at line 1, column 12",
+        path.display()
+    );
+    assert_eq!(told, expected);
     down.store(false, Ordering::Relaxed);
     fs::remove_file(&path).unwrap();
     assert_eq!(prometheus.names(), ["b", "c"]);

@@ -173,7 +173,7 @@ pub enum ConfigError {
 /// Where it is not YAML of that form, or something in it cannot be used.
 pub(super) fn parse(text: &str) -> Result<BTreeMap<String, ServerConfig>, ConfigError> {
     let config: Config =
-        serde_saphyr::from_str(text).map_err(|error| ConfigError::Malformed(one_line(&error.to_string())))?;
+        serde_saphyr::from_str(text).map_err(|error| ConfigError::Malformed(error.without_snippet().to_string()))?;
     let mut servers = BTreeMap::new();
     for (index, server) in config.servers.into_iter().enumerate() {
         if !is_name(&server.name) {
@@ -188,10 +188,6 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<String, ServerConfig>, Config
         }
     }
     Ok(servers)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn is_name(name: &str) -> bool {
