@@ -79,7 +79,13 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
             }
             return start(draft, intent);
         }
-        draft.decision.release_finalizer = true;
+        // An operator that died while it started another release recorded nothing of it, and the spec may be as it was again.
+        let unrecorded = rollout.kept_until.is_none() && draft.owns_any();
+        let gone = !unrecorded || draft.drain(&mut None, false, false, "a release that was not begun left this");
+        if !gone {
+            draft.look_again(draft.settle);
+        }
+        draft.decision.release_finalizer = gone;
         draft.decision.at_rest = true;
         return Flow::Wait;
     }
@@ -112,6 +118,7 @@ fn start(draft: &mut Draft<'_>, intent: String) -> Flow {
         return preparing::begin(draft, intent);
     };
     draft.say(barrier.phase, barrier.reason, barrier.why);
-    draft.decision.release_finalizer = true;
+    // An operator that died while it started the release left what is to be guarded.
+    draft.decision.release_finalizer = !draft.owns_any();
     Flow::Wait
 }

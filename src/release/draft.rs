@@ -110,6 +110,15 @@ impl<'a> Draft<'a> {
             .filter(move |ingress| owned_by(ingress.meta(), &uid))
     }
 
+    /// Whether anything is there that was made for this release.
+    pub fn owns_any(&self) -> bool {
+        let uid = self.uid();
+        let mut services = self.seen.services.iter();
+        !self.seen.own_deployments.is_empty()
+            || self.own_ingresses().next().is_some()
+            || services.any(|service| owned_by(service.meta(), &uid))
+    }
+
     pub fn ready(&self, service: &str) -> usize {
         self.seen.ready.get(service).copied().unwrap_or(0)
     }
@@ -335,6 +344,9 @@ impl<'a> Draft<'a> {
     /// Deletes everything of the canary in the order that loses no request: Ingresses, the settle time, then the pods,
     /// unless those are kept. Returns whether all is gone.
     pub fn drain(&mut self, drained_since: &mut Option<MicroTime>, exposed: bool, keep: bool, why: &str) -> bool {
+        // What was to be put right in this round goes instead: written after all, it would lead requests to pods whose
+        // traffic counts as gone.
+        self.decision.writes.retain(|write| write.kind != Kind::Ingress);
         let live: Vec<_> = self.own_ingresses().collect();
         if !live.is_empty() {
             for ingress in live.iter().filter(|i| i.metadata.deletion_timestamp.is_none()) {

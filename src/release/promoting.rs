@@ -5,13 +5,14 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    analysing::found_harmful,
+    analysing::{doubt, found_harmful},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{hold_until_deadline, resume, tampered, unready},
     preflight::ground,
     proof::contradiction,
     schedule,
+    stepping::held_by,
     waiting::{paused, share},
 };
 use crate::{
@@ -72,7 +73,8 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
     }
-    if let Some(why) = contradiction(draft, &mut rollout, split.weight) {
+    let in_force = rollout.reached.last().map_or(split.weight, |reached| reached.weight);
+    if let Some(why) = contradiction(draft, &mut rollout, in_force) {
         return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);
@@ -89,6 +91,15 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         );
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
+    }
+    // Pods, or a person, may have been waited for since the last step's verdicts.
+    let asks = shifts || draft.seen.release.spec.promotion.mode == PromotionMode::UpdateStable;
+    if asks
+        && in_force.max(draft.live_weight()) < Weight::FULL
+        && let Some(doubt) = doubt(draft, &rollout)
+    {
+        let message = format!("{}; promotion waits: {}", share(draft, in_force), doubt.why);
+        return held_by(draft, rollout, doubt, message);
     }
     if shifts && let Some(flow) = shift(draft, &mut rollout, split) {
         return flow;
@@ -148,11 +159,11 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
 /// The weight of promotion, and the time that the controllers take to learn of it.
 fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<Flow> {
     let stable = rollout.deployment.clone();
-    if draft.steer(
-        rollout,
-        split,
-        "version 2 carries everything while version 1's pods are replaced",
-    ) {
+    let why = "version 2 carries everything while version 1's pods are replaced";
+    // An operator that died after it wrote this weight did not record since when it is in force.
+    let recorded = rollout.reached.last().is_some_and(|last| last.weight == split.weight);
+    if draft.steer(rollout, split, why) || !recorded {
+        rollout.proven = None;
         rollout.weight_since = Some(MicroTime(draft.now));
         rollout.exposed = true;
         draft.reached(rollout, split.weight);

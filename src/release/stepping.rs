@@ -190,6 +190,11 @@ fn wait_for_verdict(
         next(&rollout, schedule),
         doubt.why
     );
+    held_by(draft, rollout, doubt, message)
+}
+
+/// A check without a fresh pass keeps the weight where it is.
+pub(super) fn held_by(draft: &mut Draft<'_>, rollout: Rollout, doubt: analysing::Doubt, message: String) -> Flow {
     if doubt.overdue {
         let finding = Finding::new(doubt.reason, message);
         draft.stall(&[finding]);
@@ -313,8 +318,6 @@ fn enter_step(rollout: &mut Rollout, step: u32) {
 fn enter_promotion(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.stage = Stage::Promoting;
     rollout.waiting_since = MicroTime(draft.now);
-    rollout.weight_since = None;
-    rollout.proven = None;
     rollout.interrupted_for = None;
 }
 

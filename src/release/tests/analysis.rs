@@ -229,6 +229,34 @@ fn a_promotion_by_command_waits_for_no_verdict() {
 }
 
 #[test]
+fn what_is_shown_while_pods_for_everything_are_waited_for_counts() {
+    let waiting = at_its_end(world()).rounds(1).canary_ready(2).rounds(1).later(66).rounds(1);
+    assert_eq!(waiting.rollout().stage, Stage::Promoting);
+    let mut harmed = waiting.clone().checks(breached_once);
+    harmed.judged.harm = Some("errors".to_owned());
+    assert_eq!(harmed.rounds(1).rollout().stage, Stage::RollingBack);
+    let late = waiting.later(300).canary_ready(4);
+    for doubtful in [late.clone().checks(no_data), late.clone().unjudged()] {
+        let held = doubtful.rounds(1);
+        assert_eq!(held.split("shop-ingress-v2").unwrap().weight.to_string(), "50");
+        assert_eq!(held.phase(), Phase::Holding, "{}", message(&held));
+        assert!(message(&held).contains("promotion waits"), "{}", message(&held));
+    }
+    let passed = late.rounds(1);
+    assert_eq!(passed.split("shop-ingress-v2").unwrap().weight.to_string(), "100");
+}
+
+#[test]
+fn version_1_is_not_replaced_while_it_serves_on_verdicts_that_have_grown_old() {
+    let spec = json!({"promotion": {"shiftTraffic": "Never"}});
+    let entered = world().spec(spec).at_last_step().later(66).rounds(1);
+    assert_eq!(entered.rollout().stage, Stage::Promoting);
+    let replaces = |world: World| world.decide().writes.iter().any(|write| write.name == "shop");
+    assert!(replaces(entered.clone()));
+    assert!(!replaces(entered.later(300).unjudged()));
+}
+
+#[test]
 fn a_step_ends_early_where_harm_is_ruled_out_and_that_is_asked_for() {
     let mut asked = world()
         .spec(json!({"analysis": {"earlyAdvance": true}}))

@@ -30,6 +30,29 @@ fn an_operator_that_died_between_the_first_writes_makes_what_is_missing() {
 }
 
 #[test]
+fn what_an_operator_made_that_died_before_it_recorded_that_stays_guarded_while_the_release_is_paused() {
+    let made = world().dies_after(2).spec(json!({"paused": true})).rounds(1);
+    assert_eq!(made.phase(), Phase::Paused);
+    assert!(made.guarded());
+    let none = world().spec(json!({"paused": true})).rounds(1);
+    assert!(!none.guarded());
+}
+
+#[test]
+fn what_was_made_for_another_version_that_is_asked_for_no_more_goes() {
+    let ended = world().rolled_back().rounds(3);
+    assert!(at_rest(&ended.release, ended.now).is_some());
+    let made = ended.spec(json!({"canary": {"image": "shop:v3"}})).dies_after(3);
+    assert_eq!(made.owned(), ["Deployment shop-v2", "Service shop-v2"]);
+    let back = made.spec(json!({"canary": {"image": "shop:v2"}})).rounds(1);
+    assert_eq!(back.owned(), [""; 0]);
+    assert!(back.guarded());
+    let over = back.rounds(1);
+    assert!(!over.guarded());
+    assert_eq!(over.rollout().outcome, Some(Outcome::RolledBack));
+}
+
+#[test]
 fn the_first_pods_are_as_many_as_the_first_step_needs() {
     for (first, replicas, expected) in [
         ("0", json!(null), 1),

@@ -142,6 +142,14 @@ fn a_weight_that_somebody_changed_is_put_back() {
 }
 
 #[test]
+fn a_canary_ingress_that_somebody_deletes_again_and_again_is_not_put_right_in_the_round_that_turns_back() {
+    let deleted = world().at_first_step().without(Kind::Ingress, "shop-ingress-v2").rounds(1);
+    let late = deleted.later(600).without(Kind::Ingress, "shop-ingress-v2").rounds(1);
+    assert_eq!(late.rollout().stage, Stage::RollingBack);
+    assert_eq!(late.split("shop-ingress-v2"), None);
+}
+
+#[test]
 fn a_deleted_canary_ingress_is_made_again_with_the_weight_in_force() {
     let writes = writes(&world().at_first_step().without(Kind::Ingress, "shop-ingress-v2"));
     assert_eq!(
