@@ -6,7 +6,6 @@ mod common;
 mod deletion;
 mod judging;
 mod life_cycle;
-mod operator_killed;
 mod pinned;
 mod protect_production;
 mod ramp;
