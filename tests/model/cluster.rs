@@ -275,7 +275,10 @@ impl Cluster {
             let old = deployment.pods.iter().filter(|pod| pod.version != newest);
             old.filter(|pod| pod.health == Health::Ready).count()
         };
-        side == Side::Stable && self.deployment(side).is_some_and(|before| served(before) > served(after))
+        side == Side::Stable
+            && self
+                .deployment(side)
+                .is_some_and(|before| served(before) > served(after))
     }
 
     pub fn turned(&self, side: Side, from: Health, to: Health) -> Option<Deployment> {
@@ -360,9 +363,11 @@ pub fn ingress() -> Value {
 /// A release to `shop:v2`: half of the requests for a tick, judged, then everything.
 pub fn release(steps: &Value) -> Object {
     let seconds = TICK.as_secs();
-    crate::objects::normal(json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease",
+    crate::objects::normal(
+        json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease",
         "metadata": {"name": SHOP, "namespace": "default", "uid": "uid-release", "generation": 1,
             "creationTimestamp": now().to_string()},
         "spec": {"target": {"deployment": SHOP}, "canary": {"image": "shop:v2", "suffix": "-v2"},
-            "progressDeadline": format!("{}s", 2 * seconds), "steps": steps}}))
+            "progressDeadline": format!("{}s", 2 * seconds), "steps": steps}}),
+    )
 }

@@ -79,6 +79,8 @@ pub enum Operator {
         moved: u8,
         /// Ticks since the look.
         age: u8,
+        /// Of these, ticks until the last write.
+        written: u8,
     },
 }
 
@@ -191,7 +193,9 @@ fn recorded_pass(release: &Object) -> Option<u8> {
     let check = items(release.value(), "/status/checks").first()?;
     let of_step = check.get("step") == release.value().pointer("/status/rollout/step");
     let passed = of_step && text(check, "/verdict") == "Pass";
-    u8::try_from(age(text(check, "/at"))).ok().filter(|age| passed && *age <= FRESH)
+    u8::try_from(age(text(check, "/at")))
+        .ok()
+        .filter(|age| passed && *age <= FRESH)
 }
 
 fn guarded(release: &Object) -> bool {
@@ -285,7 +289,12 @@ impl Model for Release {
                 actions.push(Action::PodFails);
             }
         }
-        if state.operator == Operator::Idle || self.size.slow {
+        // Every call has a deadline.
+        let may_pass = match &state.operator {
+            Operator::Idle => true,
+            Operator::Acting { age, .. } => self.size.slow && *age == 0,
+        };
+        if may_pass {
             actions.push(Action::Tick);
         }
         if state.edits > 0 {
@@ -334,15 +343,34 @@ impl State {
                     .iter()
                     .filter_map(|field| Some(format!("{field} {}", rollout.get(field)?)))
                     .collect();
-                for since in ["waitingSince", "weightSince", "interruptedSince", "drainedSince", "stableSince"] {
-                    told.extend(rollout.get(since).map(|at| format!("{since} {}", age(at.as_str().unwrap()))));
+                for since in [
+                    "waitingSince",
+                    "weightSince",
+                    "interruptedSince",
+                    "drainedSince",
+                    "stableSince",
+                ] {
+                    told.extend(
+                        rollout
+                            .get(since)
+                            .map(|at| format!("{since} {}", age(at.as_str().unwrap()))),
+                    );
                 }
                 for check in items(value, "/status/checks") {
                     told.push(format!("{} {}", text(check, "/verdict"), age(text(check, "/at"))));
                 }
                 told.push(format!("finalizers {}", items(value, "/metadata/finalizers").len()));
-                told.push(format!("{} {}", text(value, "/status/phase"), text(value, "/status/conditions/0/reason")));
-                for said in ["/metadata/deletionTimestamp", "/metadata/annotations", "/spec/paused", "/spec/canary/image"] {
+                told.push(format!(
+                    "{} {}",
+                    text(value, "/status/phase"),
+                    text(value, "/status/conditions/0/reason")
+                ));
+                for said in [
+                    "/metadata/deletionTimestamp",
+                    "/metadata/annotations",
+                    "/spec/paused",
+                    "/spec/canary/image",
+                ] {
                     told.extend(value.pointer(said).map(|value| format!("{said} {value}")));
                 }
                 told.join(", ")
@@ -350,7 +378,11 @@ impl State {
         };
         let pods = |deployment: &Option<Deployment>| {
             deployment.as_ref().map_or("-".to_owned(), |d| {
-                let pods: Vec<_> = d.pods.iter().map(|pod| format!("v{} {:?}", pod.version, pod.health)).collect();
+                let pods: Vec<_> = d
+                    .pods
+                    .iter()
+                    .map(|pod| format!("v{} {:?}", pod.version, pod.health))
+                    .collect();
                 let observed = if d.observed { "" } else { ", not observed" };
                 format!("{} x v{}{observed} [{}]", d.replicas(), d.version(), pods.join(", "))
             })
@@ -370,17 +402,23 @@ impl State {
             told += &format!(" (seen: {})", release(seen));
         }
         for (name, seen) in [("stable", &cluster.stable.seen), ("canary", &cluster.canary.seen)] {
-            told += &seen.as_ref().map_or(String::new(), |seen| format!(" ({name} seen: {})", pods(seen)));
+            told += &seen
+                .as_ref()
+                .map_or(String::new(), |seen| format!(" ({name} seen: {})", pods(seen)));
         }
-        if let Operator::Acting { decided, next, moved, age } = &self.operator {
+        if let Operator::Acting {
+            decided,
+            next,
+            moved,
+            age,
+            ..
+        } = &self.operator
+        {
             told += &format!("\n     acting (moved {moved:b}, {age} ago):");
             for step in &decided.steps[*next..] {
                 told += &match step {
                     Step::Write(write) => format!(" [{:?} {} {}]", write.kind, write.name, op(&write.op)),
-                    Step::Status => format!(
-                        " [Status: {}]",
-                        text(&decided.status, "/message")
-                    ),
+                    Step::Status => format!(" [Status: {}]", text(&decided.status, "/message")),
                     other => format!(" [{other:?}]"),
                 };
             }
@@ -488,6 +526,7 @@ impl Release {
             next: 0,
             moved: 0,
             age: 0,
+            written: 0,
         };
         if at_once {
             self.act(next, true);
@@ -502,25 +541,32 @@ impl Release {
             next,
             moved,
             age,
+            mut written,
         } = state.operator.clone()
         else {
             return;
         };
         let done = match &decided.steps[next] {
-            Step::Write(write) => self.write(state, &decided, write, moved, heard),
-            step => self.report(state, &decided, step, moved, age, heard),
+            Step::Write(write) => {
+                written = age;
+                self.write(state, &decided, write, moved, heard)
+            }
+            step => self.report(state, &decided, step, moved, (age, written), heard),
         };
         if done.is_none() {
             // What was not written down the judge says again.
-            state.passed = state.passed.or_else(|| recorded_pass(state.cluster.release.now.as_ref()?));
+            state.passed = state
+                .passed
+                .or_else(|| recorded_pass(state.cluster.release.now.as_ref()?));
         }
         let last = next + 1 == decided.steps.len();
         state.operator = match done {
-            Some(written) if heard && !last => Operator::Acting {
+            Some(moves) if heard && !last => Operator::Acting {
                 decided,
                 next: next + 1,
-                moved: moved | written,
+                moved: moved | moves,
                 age,
+                written,
             },
             _ => Operator::Idle,
         };
@@ -538,7 +584,10 @@ impl Release {
         if cluster.release.seen.as_ref() == Some(&cluster.release.now) {
             cluster.release.catch_up();
         }
-        next.passed = next.passed.filter(|age| *age < FRESH).map(|age| age + 1);
+        // Where a rise is decided already, it does not matter that it is written later.
+        let acts = next.operator != Operator::Idle;
+        let fresh = next.passed.filter(|age| *age < FRESH || acts);
+        next.passed = fresh.map(|age| (age + 1).min(FRESH));
         if let Operator::Acting { age, .. } = &mut next.operator {
             *age += 1;
         }
@@ -693,7 +742,11 @@ impl Release {
         };
         match write.kind {
             Kind::CanaryRelease => {
-                let now = cluster.release.now.as_ref().map(|old| normal(change(old).value().clone()));
+                let now = cluster
+                    .release
+                    .now
+                    .as_ref()
+                    .map(|old| normal(change(old).value().clone()));
                 store(&mut cluster.release, now, heard);
             }
             Kind::Service => {
@@ -741,7 +794,7 @@ impl Release {
         decided: &Decided,
         step: &Step,
         moved: u8,
-        age: u8,
+        (age, written): (u8, u8),
         heard: bool,
     ) -> Option<u8> {
         let old = state.cluster.release.now.clone()?;
@@ -752,7 +805,14 @@ impl Release {
         match step {
             Step::Write(_) => return None,
             Step::Status => {
-                value["status"] = decided.status.clone();
+                value["status"] = match written {
+                    0 => decided.status.clone(),
+                    late => {
+                        let mut decision = decided.decision.clone();
+                        decision.carried_out(now(), ago(-i32::from(late)));
+                        serde_json::to_value(decision.status).unwrap()
+                    }
+                };
                 // What was decided some ticks ago is of that time.
                 let mut then = normal(value);
                 for _ in 0..age {
@@ -972,4 +1032,3 @@ impl Release {
         ended && !waits && whole && !cluster.has_canary() && cluster.nginx.weight == 0 && !cluster.is_stale()
     }
 }
-

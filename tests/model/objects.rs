@@ -103,7 +103,8 @@ pub fn age(at: &str) -> i32 {
 
 /// The moment so many ticks ago, as it is written.
 fn written(ticks: i32) -> Value {
-    static WRITTEN: LazyLock<Vec<Value>> = LazyLock::new(|| (-10..10).map(|ticks| json!(ago(ticks).to_string())).collect());
+    static WRITTEN: LazyLock<Vec<Value>> =
+        LazyLock::new(|| (-10..10).map(|ticks| json!(ago(ticks).to_string())).collect());
     WRITTEN[usize::try_from(ticks + 10).unwrap()].clone()
 }
 
@@ -266,13 +267,12 @@ mod tests {
 
     #[test]
     fn a_moment_moves_into_the_past_until_it_makes_no_difference() {
-        let release = normal(json!({"metadata": {"generation": 1}, "status": {"observedGeneration": 1, "rollout": {
-            "stage": "RollingBack", "drainedSince": ago(0).to_string(), "waitingSince": ago(-1).to_string()}}}));
-        let once = older(&release);
-        assert_eq!(
-            text(once.value(), "/status/rollout/drainedSince"),
-            ago(1).to_string()
+        let release = normal(
+            json!({"metadata": {"generation": 1}, "status": {"observedGeneration": 1, "rollout": {
+            "stage": "RollingBack", "drainedSince": ago(0).to_string(), "waitingSince": ago(-1).to_string()}}}),
         );
+        let once = older(&release);
+        assert_eq!(text(once.value(), "/status/rollout/drainedSince"), ago(1).to_string());
         assert_ne!(release, once);
         let thrice = older(&older(&once));
         assert_eq!(thrice, older(&thrice));

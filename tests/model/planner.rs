@@ -148,11 +148,7 @@ pub struct Mind {
 }
 
 /// An object as its type says, read once.
-fn typed<T: DeserializeOwned>(
-    known: &Mutex<HashMap<(Object, bool), Arc<T>>>,
-    object: &Object,
-    stale: bool,
-) -> Arc<T> {
+fn typed<T: DeserializeOwned>(known: &Mutex<HashMap<(Object, bool), Arc<T>>>, object: &Object, stale: bool) -> Arc<T> {
     let mut known = known.lock().unwrap();
     let read = known.entry((object.clone(), stale));
     read.or_insert_with(|| Arc::new(owned(versioned(object.value(), version(stale)))))
@@ -238,7 +234,10 @@ impl Mind {
         let pods_fail = |canary: &Deployment| {
             let revision = read.release.status.as_ref().and_then(|status| status.revision.as_ref());
             let label = LABEL_REVISION.replace('/', "~1");
-            let of = text(canary.object.value(), &format!("/spec/template/metadata/labels/{label}"));
+            let of = text(
+                canary.object.value(),
+                &format!("/spec/template/metadata/labels/{label}"),
+            );
             canary.count(Health::Failing) > 0 && revision.map(String::as_str) == Some(of)
         };
         let watched = stage.is_some_and(|stage| !matches!(stage, Stage::Ended | Stage::RollingBack)) && !renewed;
@@ -311,7 +310,15 @@ impl Mind {
         let stable = seen.stable.as_ref();
         let rolled_out = stable.is_some_and(Workload::rolled_out);
         let replicas = stable.map_or(1, |stable| usize::try_from(stable.replicas).unwrap());
-        let facts = (look.judgement, read.release.spec.paused,  look.ready, look.stale, look.failing, rolled_out, replicas);
+        let facts = (
+            look.judgement,
+            read.release.spec.paused,
+            look.ready,
+            look.stale,
+            look.failing,
+            rolled_out,
+            replicas,
+        );
         Decided {
             digest: digest(&(format!("{steps:?}{facts:?}"), &told)),
             steps,
@@ -322,7 +329,11 @@ impl Mind {
             paused: read.release.spec.paused,
             rolled_out,
             replicas,
-            takes_traffic: decision.status.rollout.as_ref().is_some_and(|r| r.stage == Stage::RollingBack)
+            takes_traffic: decision
+                .status
+                .rollout
+                .as_ref()
+                .is_some_and(|r| r.stage == Stage::RollingBack)
                 && read.release.rollout().is_some_and(|r| r.stage != Stage::RollingBack),
             current: !look.stale[0],
             decision,

@@ -230,7 +230,12 @@ fn a_promotion_by_command_waits_for_no_verdict() {
 
 #[test]
 fn what_is_shown_while_pods_for_everything_are_waited_for_counts() {
-    let waiting = at_its_end(world()).rounds(1).canary_ready(2).rounds(1).later(66).rounds(1);
+    let waiting = at_its_end(world())
+        .rounds(1)
+        .canary_ready(2)
+        .rounds(1)
+        .later(66)
+        .rounds(1);
     assert_eq!(waiting.rollout().stage, Stage::Promoting);
     let mut harmed = waiting.clone().checks(breached_once);
     harmed.judged.harm = Some("errors".to_owned());

@@ -143,7 +143,10 @@ fn a_weight_that_somebody_changed_is_put_back() {
 
 #[test]
 fn a_canary_ingress_that_somebody_deletes_again_and_again_is_not_put_right_in_the_round_that_turns_back() {
-    let deleted = world().at_first_step().without(Kind::Ingress, "shop-ingress-v2").rounds(1);
+    let deleted = world()
+        .at_first_step()
+        .without(Kind::Ingress, "shop-ingress-v2")
+        .rounds(1);
     let late = deleted.later(600).without(Kind::Ingress, "shop-ingress-v2").rounds(1);
     assert_eq!(late.rollout().stage, Stage::RollingBack);
     assert_eq!(late.split("shop-ingress-v2"), None);
