@@ -7,16 +7,21 @@ use canary_operator::{
         scraper,
     },
     api::Duration,
-    cluster::{SystemClock, connect},
+    cluster::{SystemClock, Term, connect},
     controller::{self, Settings, Sources},
+    leader::{Elector, Standing, Timing},
+    release::decide,
     routing::IngressNginx,
     telemetry::{Metrics, ServeError, serve},
 };
 use clap::{Args, ValueEnum};
 use futures::{FutureExt, future};
-use kube::Config;
+use kube::{Api, Config};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Args)]
@@ -64,9 +69,15 @@ pub struct Options {
     /// How to log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Name of this process in events.
+    /// Name of this process in events and in the Lease.
     #[arg(long, env = "POD_NAME", default_value = "canary-operator")]
     instance: String,
+    /// Namespace of the Lease by which one replica leads; the current one when omitted.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// Name of that Lease: the same for all replicas of one operator, and for no other.
+    #[arg(long, value_name = "NAME", default_value = "canary-operator")]
+    lease_name: String,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -120,7 +131,8 @@ async fn operate(options: Options) -> Result<(), RunError> {
         })?,
         None => Servers::default(),
     };
-    let client = connect(Config::infer().await?, &metrics.api)?;
+    let (config, term) = (Config::infer().await?, Term::none());
+    let client = connect(config.clone(), &metrics.api, &term)?;
     let clock = Arc::new(SystemClock);
     let prometheus = Prometheus::new(Arc::new(servers), clock.clone());
     let controllers = scraper::Settings {
@@ -147,8 +159,9 @@ async fn operate(options: Options) -> Result<(), RunError> {
             classes: options.ingress_classes,
             classless: options.watch_ingress_without_class,
         }),
+        decide,
         settle: options.settle.get(),
-        instance: options.instance,
+        instance: options.instance.clone(),
         metrics: metrics.clone(),
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -162,12 +175,30 @@ async fn operate(options: Options) -> Result<(), RunError> {
         [] => vec![None],
         names => names.iter().cloned().map(Some).collect(),
     };
-    let controllers = scopes.into_iter().map(|namespace| {
-        let (settings, shutdown) = (settings.clone(), shutdown.clone());
-        async move { controller::run(settings, namespace.as_deref(), shutdown).await }
-    });
+    // Renewing is what makes a term, so it is not bound to one.
+    let unbound = connect(config, &metrics.api, &Term::unlimited())?;
+    let (standing, stands) = watch::channel(Standing::Unknown("the Lease was not read yet".to_owned()));
+    let elector = Elector {
+        leases: match &options.lease_namespace {
+            Some(namespace) => Api::namespaced(unbound, namespace),
+            None => Api::default_namespaced(unbound),
+        },
+        name: options.lease_name,
+        identity: format!("{}_{:016x}", options.instance, fastrand::u64(..)),
+        timing: Timing::default(),
+        clock: settings.clock.clone(),
+        term,
+        standing,
+    };
+    let lead = || {
+        metrics.step_down();
+        let controllers = scopes
+            .iter()
+            .map(|namespace| controller::run(settings.clone(), namespace.as_deref(), shutdown.clone()));
+        future::join_all(controllers).map(drop)
+    };
     tokio::select! {
-        ended = serve(options.listen, metrics) => Ok(ended?),
-        _ = future::join_all(controllers) => Ok(()),
+        ended = serve(options.listen, metrics.clone(), stands) => Ok(ended?),
+        () = elector.run(shutdown.clone(), lead) => Ok(()),
     }
 }

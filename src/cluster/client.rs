@@ -1,5 +1,6 @@
 //! A client whose every call is counted and bounded.
 
+use super::{Fence, Term};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use kube::{
@@ -183,17 +184,18 @@ fn label(request: &Request<Body>) -> (&'static str, String) {
     (verb, resource)
 }
 
-/// A client for a real cluster.
+/// A client for a real cluster, whose writes are bound to a term.
 ///
 /// # Errors
 /// Where the configuration cannot be used, such as an unreadable CA file.
-pub fn connect(mut config: Config, metrics: &ApiMetrics) -> kube::Result<Client> {
+pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     Ok(ClientBuilder::try_from(config)?
         .with_layer(&Metered {
             metrics: metrics.clone(),
         })
+        .with_layer(&Fence { term: term.clone() })
         .build())
 }
 

@@ -1,11 +1,13 @@
-//! The cluster as seen from the operator: the client and its deadlines, the clock, the writes.
+//! The cluster as seen from the operator: the client, its deadlines and its fence, the clock, the writes.
 
 mod client;
 mod clock;
 mod events;
+mod term;
 mod writes;
 
 pub use client::{ApiMetrics, CALL_DEADLINE, CallError, Metered, bounded, connect};
 pub use clock::{Clock, SystemClock};
 pub use events::publish;
+pub use term::{Fence, FencedService, NotLeading, Term};
 pub use writes::{Applied, object_ref, perform};

@@ -9,7 +9,7 @@ use crate::{
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
-    release::at_rest,
+    release::{Decide, at_rest},
     routing::Routing,
     telemetry::Metrics,
 };
@@ -48,6 +48,8 @@ pub struct Settings {
     pub clock: Arc<dyn Clock>,
     /// How the traffic backend is told.
     pub routing: Arc<dyn Routing>,
+    /// How a round is decided.
+    pub decide: Decide,
     /// How long a written weight takes to reach every controller.
     pub settle: Duration,
     /// Who counts requests and answers queries.

@@ -5,7 +5,7 @@ use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
     cluster::{Applied, CallError, bounded, object_ref, perform, publish},
     observe::{Others, View, observe},
-    release::{Decision, Kind, Op, Write, at_rest, decide},
+    release::{Decision, Kind, Op, Write, at_rest},
 };
 use kube::{
     Api, ResourceExt,
@@ -56,7 +56,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     settings.metrics.judged(&judged);
     seen.judged = judged;
     seen.servers = context.judging.servers();
-    let decision = decide(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
+    let decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;

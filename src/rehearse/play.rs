@@ -11,9 +11,9 @@ use super::{
 use crate::{
     analysis::{Scraper, scraper},
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
-    cluster::{Clock, Metered},
+    cluster::{Clock, Fence, Metered, Term},
     controller::{self, Settings, Sources},
-    release::{Command, Verb, commanded, schedule},
+    release::{Command, Verb, commanded, decide, schedule},
     render::promotion_patch,
     routing::IngressNginx,
     telemetry::Metrics,
@@ -102,7 +102,7 @@ impl Clock for super::clock::VirtualClock {
 }
 
 /// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`,
-/// so often at most.
+/// so often at most; its writes are bound to `term`.
 ///
 /// # Errors
 /// Never in practice: the metrics' names are constants.
@@ -111,12 +111,14 @@ pub fn settings(
     nginx: &Nginx,
     settle: Duration,
     interval: Duration,
+    term: &Term,
 ) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
     let client = ClientBuilder::new(server.clone(), NAMESPACE)
         .with_layer(&Metered {
             metrics: metrics.api.clone(),
         })
+        .with_layer(&Fence { term: term.clone() })
         .build();
     let clock = Arc::new(server.clock());
     let controllers = scraper::Settings {
@@ -132,6 +134,7 @@ pub fn settings(
         client,
         clock,
         routing: Arc::new(IngressNginx::default()),
+        decide,
         settle,
         instance: "rehearsal".to_owned(),
         metrics,
@@ -155,7 +158,13 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
         let long = releases.iter().any(|(_, release)| length(release) > LONG);
         let interval = if long { LOOSELY } else { CLOSELY };
         world.traffic(script.traffic, interval);
-        let settings = settings(&world.server, &world.nginx, Duration::from_secs(6), interval)?;
+        let settings = settings(
+            &world.server,
+            &world.nginx,
+            Duration::from_secs(6),
+            interval,
+            &Term::unlimited(),
+        )?;
         world.spawn(controller::run(settings, None, std::future::pending()));
         let mut outcome = Err(PlayError::NoRelease);
         for (manifest, release) in releases {

@@ -14,6 +14,9 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use std::time::Duration;
 
+/// How a round is decided: [`decide`], unless a test proves that a wrong way would be found.
+pub type Decide = fn(&Observed, &dyn Routing, Duration, Timestamp) -> Decision;
+
 /// Decides one round: total and pure. `settle` is how long a written weight takes to reach every controller.
 #[must_use]
 pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Timestamp) -> Decision {

@@ -13,7 +13,7 @@ use crate::{
 /// Why a release is held whose requests do not divide as they should.
 pub(super) const SPLIT: &str = "TrafficSplitDiffers";
 /// What usually causes it.
-const CAUSES: &str = "usual causes: an Ingress of another class or path, a second canary, session affinity, a Service that another Ingress leads to (docs/reasons.md)";
+const CAUSES: &str = "usual causes: an Ingress of another class or path, a second canary, session affinity, a Service that another Ingress leads to, a version that leaves requests without an answer (docs/reasons.md)";
 
 /// Requests counted since the weight is live that deny it, in a sentence that stays the same while they do.
 pub(super) fn contradiction(

@@ -4,7 +4,7 @@ use crate::{
     cluster::{ApiMetrics, CallError},
     release::{Decision, Kind},
 };
-use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -21,7 +21,9 @@ pub struct Metrics {
     pub rounds: Histogram,
     /// `canary_operator_failed_rounds_total`
     pub failed_rounds: IntCounter,
-    /// Whether the releases were listed once.
+    /// `canary_operator_leader`
+    pub leader: IntGauge,
+    /// Whether the releases are listed.
     pub ready: Ready,
     writes: IntCounterVec,
     weight: GaugeVec,
@@ -29,7 +31,7 @@ pub struct Metrics {
     ended: IntCounterVec,
 }
 
-/// Set once, when the operator has seen every release.
+/// Set while the operator has seen every release.
 #[derive(Clone, Default)]
 pub struct Ready(Arc<AtomicBool>);
 
@@ -37,6 +39,11 @@ impl Ready {
     /// The releases were listed.
     pub fn mark(&self) {
         self.0.store(true, Ordering::Release);
+    }
+
+    /// They have to be listed anew.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Release);
     }
 
     /// Whether they were.
@@ -61,6 +68,7 @@ impl Metrics {
             api: ApiMetrics::register(&registry)?,
             rounds: Histogram::with_opts(rounds)?,
             failed_rounds: IntCounter::new("canary_operator_failed_rounds_total", "Rounds that ended early.")?,
+            leader: IntGauge::new("canary_operator_leader", "1 where this replica leads, else 0.")?,
             ready: Ready::default(),
             writes: IntCounterVec::new(
                 Opts::new("canary_operator_writes_total", "Decided writes, by kind and result."),
@@ -89,11 +97,18 @@ impl Metrics {
         let registry = &metrics.registry;
         registry.register(Box::new(metrics.rounds.clone()))?;
         registry.register(Box::new(metrics.failed_rounds.clone()))?;
+        registry.register(Box::new(metrics.leader.clone()))?;
         registry.register(Box::new(metrics.writes.clone()))?;
         registry.register(Box::new(metrics.weight.clone()))?;
         registry.register(Box::new(metrics.verdicts.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
         Ok(metrics)
+    }
+
+    /// Forgets what only the leader knows: whatever this replica still shows would outlive its truth.
+    pub fn step_down(&self) {
+        self.ready.clear();
+        self.weight.reset();
     }
 
     /// Counts a decided write.

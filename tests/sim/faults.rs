@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 /// Around which of the operator's writes it dies, counted from 1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kill {
     Before(usize),
     After(usize),

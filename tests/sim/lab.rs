@@ -3,9 +3,11 @@
 use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenario};
 use canary_operator::{
     api::ANNOTATION_COMMAND,
+    cluster::Term,
     controller::{self, Settings},
+    leader::{Elector, Standing, Timing},
     rehearse::{
-        Key, World,
+        ApiServer, Key, World,
         json::{items, text},
         nginx::{Outcome, Reply, SimRequest},
         play::settings,
@@ -24,6 +26,8 @@ use tokio::sync::watch;
 /// Real time after which virtual time is held to stand still: something loops without waiting.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// By which one of several replicas leads.
+pub const LEASE: &str = "canary-operator";
 const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second in the background. Ten more are looked at one by one.
 const CROWD: u32 = 40;
@@ -72,7 +76,28 @@ pub fn lab_of(seed: u64, script: impl AsyncFnOnce(&Lab)) -> Run {
     simulate(seed, |settings| settings, script)
 }
 
+/// The same with two replicas of the operator, of which one leads.
+pub fn lab_of_two(seed: u64, script: impl AsyncFnOnce(&Lab)) -> Run {
+    run(seed, Replicas::Two, |settings| settings, script)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replicas {
+    /// That need not be elected.
+    One,
+    Two,
+}
+
+/// Whether this client is a replica of the operator.
+pub fn is_operator(client: &str) -> bool {
+    client.starts_with("operator")
+}
+
 fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
+    run(seed, Replicas::One, change, script)
+}
+
+fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
     let (alive, watched) = mpsc::channel::<()>();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     std::thread::spawn(move || {
@@ -107,13 +132,17 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
         };
         let operator = lab.world.server.named("operator");
         let life = async {
+            if replicas == Replicas::Two {
+                let names = ["operator-0", "operator-1"].map(|name| replica(&lab.world, lab.world.server.named(name), name, &change));
+                futures::future::join_all(names).await;
+            }
             loop {
                 is_up.wait_for(|up| *up).await.unwrap();
                 tokio::select! {
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE, SECOND).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE, SECOND, &Term::unlimited()).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -135,7 +164,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
                 .server
                 .records()
                 .into_iter()
-                .filter(|r| &*r.client == "operator")
+                .filter(|r| is_operator(&r.client))
                 .collect(),
             canary_answers: seen.canary_answers,
             tester_answers: seen.tester_answers,
@@ -146,6 +175,30 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
             stable: world.server.get(&Key::deployment(NAMESPACE, "shop")),
         }
     })
+}
+
+/// One of several: follows, leads, dies and comes back as another process.
+async fn replica(world: &World, server: ApiServer, name: &str, change: impl Fn(Settings) -> Settings) {
+    for life in 0.. {
+        let term = Term::none();
+        let settings = || change(settings(&server, &world.nginx, SETTLE, SECOND, &term).unwrap());
+        let elector = Elector {
+            leases: kube::Api::default_namespaced(server.client()),
+            name: LEASE.to_owned(),
+            identity: format!("{name}_{life}"),
+            timing: Timing::default(),
+            clock: Arc::new(server.clock()),
+            term: term.clone(),
+            standing: watch::channel(Standing::Unknown(String::new())).0,
+        };
+        let lead = || controller::run(settings(), None, std::future::pending());
+        tokio::select! {
+            biased;
+            () = server.crashed(name) => {}
+            () = elector.run(std::future::pending(), lead) => panic!("the elector ended"),
+        }
+        tokio::time::sleep(RESTART).await;
+    }
 }
 
 impl Lab {

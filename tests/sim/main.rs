@@ -3,11 +3,14 @@
 // clippy.toml's leave for tests reaches #[test] functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod chaos;
 mod commanding;
 mod faults;
 mod judging;
 mod lab;
+mod leading;
 mod meddling;
+mod mutations;
 mod properties;
 mod scenario;
 mod starting;

@@ -98,6 +98,17 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
   verbs: [get]
 {{- end }}
 
+{{/* In the operator's own namespace. What is created has no name yet that a rule could name. */}}
+{{- define "canary-operator.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "canary-operator.fullname" . }}]
+  verbs: [get, list, watch, update]
+{{- end }}
+
 {{/* Where the ingress-nginx controllers run: whose metrics there are to ask. */}}
 {{- define "canary-operator.controllerRules" -}}
 - apiGroups: [""]

@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::{
     cluster::Cluster,
     process::{Background, read_aside},
+    stats::{FALSE_ALARM, binomial_bounds},
 };
 
 /// An answer that took longer is slow. Nothing in the test application takes a millisecond; what takes seconds is a
@@ -441,6 +442,23 @@ fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
 /// The answers to requests sent from `from` until before `to`.
 pub fn sent_between(answers: &[Answer], from: Timestamp, to: Timestamp) -> impl Iterator<Item = &Answer> {
     answers.iter().filter(move |answer| (from..to).contains(&answer.sent))
+}
+
+/// An error where the canary's share of these answers cannot be `percent` by chance.
+pub fn splits(tally: &Tally, canary: &str, percent: u32, during: &str) -> Result<()> {
+    let (low, high) = binomial_bounds(tally.total, f64::from(percent) / 100.0);
+    let hits = tally.from(canary);
+    ensure!(
+        (low..=high).contains(&hits),
+        "{canary} gave {hits} of the {tally} {during}; at {percent} % fewer than {low} or more than {high} come about by \
+         chance once in {:.0}",
+        1.0 / FALSE_ALARM,
+    );
+    ensure!(
+        tally.versions.values().sum::<u32>() == tally.total && tally.versions.len() <= 2,
+        "{during}, answers came from elsewhere than the two versions: {tally}"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,11 +25,13 @@ pub struct Operator {
     cluster: &'static Cluster,
 }
 
-/// The operator's one pod.
+/// The pod that leads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OperatorPod {
     /// Its name.
     pub name: String,
+    /// Its process in the Lease; another one after every start.
+    pub identity: String,
     /// Id of its container without the runtime's prefix; another one after every restart.
     pub container: String,
     /// How often its container was restarted.
@@ -58,23 +60,35 @@ impl Operator {
         )
     }
 
-    /// The pod that is not about to go, if there is exactly one.
+    /// The pod that leads, unless it is about to go.
     pub fn pod(&self) -> Result<Option<OperatorPod>> {
+        let identity = self.ask(&[
+            "get",
+            "lease",
+            NAME,
+            "--ignore-not-found",
+            "--output=jsonpath={.spec.holderIdentity}",
+        ])?;
         let pods: Value = serde_json::from_str(&self.ask(&["get", "pods", SELECTOR, "--output=json"])?)?;
-        let staying = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
-        let pods: Vec<_> = pods["items"].as_array().into_iter().flatten().filter(staying).collect();
-        let [pod] = pods[..] else { return Ok(None) };
+        let leads = |pod: &&Value| {
+            let name = identity.split_once('_').map(|(name, _)| name);
+            pod["metadata"]["deletionTimestamp"].is_null() && pod["metadata"]["name"].as_str() == name
+        };
+        let Some(pod) = pods["items"].as_array().into_iter().flatten().find(leads) else {
+            return Ok(None);
+        };
         let container = &pod["status"]["containerStatuses"][0];
         let id = container["containerID"].as_str().unwrap_or_default();
         Ok(Some(OperatorPod {
             name: pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            identity,
             container: id.rsplit_once("//").map_or(id, |(_, id)| id).to_owned(),
             restarts: container["restartCount"].as_u64().unwrap_or_default(),
             ready: container["ready"].as_bool().unwrap_or_default(),
         }))
     }
 
-    /// Waits for one ready pod that `which` holds for.
+    /// Waits for a leader that is ready and that `which` holds for.
     pub fn until_ready(&self, within: Duration, which: impl Fn(&OperatorPod) -> bool) -> Result<OperatorPod> {
         until("the operator is ready", within, || {
             Ok(match self.pod()? {
@@ -84,7 +98,7 @@ impl Operator {
         })
     }
 
-    /// Deletes the pod as if its node had died, and waits for the next one to be ready.
+    /// Deletes the leader's pod as if its node had died, and waits for the next leader.
     pub fn delete_pod_by_force(&self, within: Duration) -> Result<()> {
         let old = self.until_ready(within, |_| true)?;
         self.ask(&[
@@ -95,35 +109,42 @@ impl Operator {
             "--grace-period=0",
             "--wait=false",
         ])?;
-        self.until_ready(within, |pod| pod.name != old.name)?;
+        self.until_ready(within, |pod| pod.identity != old.identity)?;
         Ok(())
     }
 
-    /// Kills the process with signal 9 and waits until the kubelet has started the next one; false where the node's
-    /// processes are out of reach.
+    /// Kills the leader with signal 9 and waits for the next one; false where the node's processes are out of reach.
     pub fn kill_process(&self, within: Duration) -> Result<bool> {
         let old = self.until_ready(within, |_| true)?;
         if !self.cluster.kill_container(&old.container)? {
             return Ok(false);
         }
-        self.until_ready(within, |pod| pod.container != old.container)?;
+        self.until_ready(within, |pod| pod.identity != old.identity)?;
         Ok(true)
     }
 
-    /// The operator's own metrics.
+    /// The leader's own metrics.
     pub fn metrics(&self) -> Result<Vec<Sample>> {
         let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
         let path = format!("--raw=/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", pod.name);
         parse(&self.ask(&["get", &path])?).context("the operator's metrics cannot be read")
     }
 
-    /// The requests it has sent to the API server since it started, by verb, resource and code.
+    /// The requests it has sent to the API server since it started, by verb, resource and code; without those by which it
+    /// goes on leading.
     pub fn requests(&self) -> Result<Counts> {
         let samples = self.metrics()?;
         if !samples.iter().any(|sample| sample.name == REQUESTS) {
             bail!("the operator's metrics have no {REQUESTS}");
         }
-        Ok(Counts::of(REQUESTS, &samples))
+        let of_leading = |sample: &Sample| {
+            sample
+                .labels
+                .get("resource")
+                .is_some_and(|resource| resource == "leases")
+        };
+        let others: Vec<_> = samples.into_iter().filter(|sample| !of_leading(sample)).collect();
+        Ok(Counts::of(REQUESTS, &others))
     }
 
     /// Resident memory of its process now, and at most so far, in MiB; none where the node's processes are out of reach.

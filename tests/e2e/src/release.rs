@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, thread, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -600,6 +600,15 @@ pub fn nothing_of_the_canary_left(namespace: &Namespace) -> Result<()> {
         let left = namespace.names(KINDS, LABEL)?;
         Ok(if left.is_empty() { Ok(()) } else { Err(left.join(", ")) })
     })
+}
+
+/// An error where a canary Ingress changed its weight between these times.
+pub fn weight_stood_still(watch: &Watch, from: Timestamp, to: Timestamp, during: &str) -> Result<()> {
+    watch.still_runs()?;
+    let changed = |seen: &WeightSeen| (from..=to).contains(&seen.at);
+    let changes: Vec<_> = weights_seen(&watch.seen()).into_iter().filter(changed).collect();
+    ensure!(changes.is_empty(), "the weight changed {during}: {changes:?}");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use canary_e2e::{
     controllers,
     load::Load,
     metrics::Counts,
-    release::{Moment, nothing_of_the_canary_left},
+    release::{Evidence, Moment, nothing_of_the_canary_left},
     scene::Outcome,
     trial::{Env, Exposure, TO_BE_LIVE, Trial, tell, trial},
 };
@@ -127,5 +127,52 @@ fn controllers_that_do_not_tell_what_they_counted_hold_a_release_until_they_do()
         drop(cut);
         trial.promoted()?;
         Ok(())
+    })
+}
+
+// Reloads of nginx for others would take the requests that wait with them, uncounted.
+#[test]
+fn a_version_that_never_answers_is_rolled_back_when_clients_give_up() -> Outcome {
+    // Longer than clients wait, and as long as nginx does.
+    let hangs: &Env = &[("LATENCY_MS", "60000")];
+    trial(
+        "hangs",
+        (&[], hangs),
+        json!({"steps": [{"weight": 20, "hold": "2m"}]}),
+        |trial, _| {
+            trial.rolled_back("ErrorRegression", &["failed"])?;
+            trial.never_beyond("20")
+        },
+    )
+}
+
+#[test]
+fn what_was_gathered_against_a_version_survives_the_death_of_the_operator() -> Outcome {
+    let spec = json!({"steps": [{"weight": 20, "hold": "600s"}], "analysis": {"interval": "5s"}});
+    trial("judge-killed", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
+        let gathered = |moment: &Moment| {
+            let check = moment.status.check("errors");
+            check
+                .and_then(|check| check.evidence.first().cloned())
+                .unwrap_or_default()
+        };
+        let before = trial
+            .release
+            .until("the status tells of a failure", TO_BE_LIVE, |moment| {
+                gathered(moment).canary_failed > 0
+            })?;
+        trial.scene.operator.kill_process(TO_BE_LIVE)?;
+        let after = trial.rolled_back("ErrorRegression", &["failed"])?;
+        let (before, after): (Evidence, Evidence) = (gathered(&before), gathered(&after));
+        ensure!(
+            after.canary > before.canary && after.canary_failed > before.canary_failed,
+            "{before:?} was gathered before the operator was killed, and {after:?} in the end"
+        );
+        let Exposure { requests, failed, .. } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
+        tell(&format!(
+            "the operator killed in the middle: {requests} requests met version 2, {failed} of them failed; {} and {} were \
+             weighed, {} and {} of them before the operator was killed",
+            after.canary, after.canary_failed, before.canary, before.canary_failed
+        ))
     })
 }

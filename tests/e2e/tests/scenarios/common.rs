@@ -5,40 +5,15 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 use canary_e2e::{
     load::{Load, Request, Tally, burst},
-    release::{Event, Release, WeightSeen, weights_seen},
+    release::{Event, Release},
     scene::Scene,
-    stats::{FALSE_ALARM, binomial_bounds},
-    watch::Watch,
 };
 use jiff::Timestamp;
 
-pub use canary_e2e::release::{nothing_of_the_canary_left, watch_ingresses, weights};
-
-/// An error where a canary Ingress changed its weight between these times.
-pub fn weight_stood_still(watch: &Watch, from: Timestamp, to: Timestamp, during: &str) -> Result<()> {
-    watch.still_runs()?;
-    let changed = |seen: &WeightSeen| (from..=to).contains(&seen.at);
-    let changes: Vec<_> = weights_seen(&watch.seen()).into_iter().filter(changed).collect();
-    ensure!(changes.is_empty(), "the weight changed {during}: {changes:?}");
-    Ok(())
-}
-
-/// An error where the canary's share of these answers cannot be `percent` by chance.
-pub fn splits(tally: &Tally, canary: &str, percent: u32, during: &str) -> Result<()> {
-    let (low, high) = binomial_bounds(tally.total, f64::from(percent) / 100.0);
-    let hits = tally.from(canary);
-    ensure!(
-        (low..=high).contains(&hits),
-        "{canary} gave {hits} of the {tally} {during}; at {percent} % fewer than {low} or more than {high} come about by \
-         chance once in {:.0}",
-        1.0 / FALSE_ALARM,
-    );
-    ensure!(
-        tally.versions.values().sum::<u32>() == tally.total && tally.versions.len() <= 2,
-        "{during}, answers came from elsewhere than the two versions: {tally}"
-    );
-    Ok(())
-}
+pub use canary_e2e::{
+    load::splits,
+    release::{nothing_of_the_canary_left, watch_ingresses, weight_stood_still, weights},
+};
 
 /// An error where no event about the release warns with these words.
 pub fn warned(release: &Release<'_>, words: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use canary_e2e::{
     exercise::{RELEASE_MENDED, manifest},
     load::{Answer, Request, sent_between},
     prometheus::{Prometheus, SECURED},
-    release::{Evidence, Moment, Release, nothing_of_the_canary_left},
+    release::{Release, nothing_of_the_canary_left},
     scene::{Outcome, play},
     trial::{Env, Exposure, RATE, TO_BE_LIVE, TO_END, quiet, says, tell, trial},
 };
@@ -51,16 +51,6 @@ fn two_failures_in_a_hundred_are_found_before_the_plan_ends() -> Outcome {
              {:.1} s, {failed} of them failed",
             length.as_secs_f64(),
         ))
-    })
-}
-
-#[test]
-fn a_version_that_never_answers_is_rolled_back_when_clients_give_up() -> Outcome {
-    // Longer than clients wait, and as long as nginx does.
-    let hangs: &Env = &[("LATENCY_MS", "60000")];
-    trial("hangs", (&[], hangs), json!({"steps": [step(20, "2m")]}), |trial, _| {
-        trial.rolled_back("ErrorRegression", &["failed"])?;
-        trial.never_beyond("20")
     })
 }
 
@@ -177,37 +167,6 @@ fn without_requests_a_release_is_held_and_goes_on_when_they_come() -> Outcome {
         let load = trial.load()?;
         trial.promoted()?;
         load.still_runs()
-    })
-}
-
-#[test]
-fn what_was_gathered_against_a_version_survives_the_death_of_the_operator() -> Outcome {
-    let spec = json!({"steps": [step(20, "600s")], "analysis": {"interval": "5s"}});
-    trial("judge-killed", (&[], &[("ERROR_RATE", "0.02")]), spec, |trial, load| {
-        let gathered = |moment: &Moment| {
-            let check = moment.status.check("errors");
-            check
-                .and_then(|check| check.evidence.first().cloned())
-                .unwrap_or_default()
-        };
-        let before = trial
-            .release
-            .until("the status tells of a failure", TO_BE_LIVE, |moment| {
-                gathered(moment).canary_failed > 0
-            })?;
-        trial.scene.operator.kill_process(TO_BE_LIVE)?;
-        let after = trial.rolled_back("ErrorRegression", &["failed"])?;
-        let (before, after): (Evidence, Evidence) = (gathered(&before), gathered(&after));
-        ensure!(
-            after.canary > before.canary && after.canary_failed > before.canary_failed,
-            "{before:?} was gathered before the operator was killed, and {after:?} in the end"
-        );
-        let Exposure { requests, failed, .. } = Exposure::since(Timestamp::UNIX_EPOCH, load)?;
-        tell(&format!(
-            "the operator killed in the middle: {requests} requests met version 2, {failed} of them failed; {} and {} were \
-             weighed, {} and {} of them before the operator was killed",
-            after.canary, after.canary_failed, before.canary, before.canary_failed
-        ))
     })
 }
 

@@ -7,7 +7,6 @@ mod conformance;
 mod deletion;
 mod judging;
 mod life_cycle;
-mod operator_killed;
 mod pinned;
 mod protect_production;
 mod ramp;

@@ -6,13 +6,11 @@ use anyhow::{Context, ensure};
 use canary_e2e::{
     app::App,
     exercise::release_of_v3,
-    load::{Tally, sent_between},
-    release::Release,
+    load::{Tally, sent_between, splits},
+    release::{Release, nothing_of_the_canary_left, watch_ingresses, weight_stood_still, weights},
     scene::{Outcome, play},
 };
 use jiff::Timestamp;
-
-use crate::common::{nothing_of_the_canary_left, splits, watch_ingresses, weight_stood_still, weights};
 
 const HOLD: Duration = Duration::from_secs(25);
 /// For the settle time after a weight was written, and for an operator that starts.
