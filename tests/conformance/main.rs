@@ -9,7 +9,7 @@ use canary_operator::{
     api::CanaryRelease,
     rehearse::{
         ApiServer, Key,
-        actors::garbage,
+        actors::{deployment, garbage},
         clock::VirtualClock,
         server::error::{Cause, invalid},
         world,
@@ -41,12 +41,17 @@ impl Simulated {
             let rules = Validator::new();
             server.admit(move |key, new, old| obey(&rules, &schema, key, new, old));
             tokio::spawn(garbage::run(server.clone()));
+            tokio::spawn(deployment::run(server.clone()));
             server
         });
         // As on any cluster that has lived for a while, the first versions are forgotten.
-        server
-            .create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))
-            .unwrap();
+        for object in [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+            // One that every namespace has.
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt", "namespace": NAMESPACE}}),
+        ] {
+            server.create(object).unwrap();
+        }
         server.with(|store| store.compact(store.version()));
         Self { runtime, server }
     }
@@ -55,6 +60,7 @@ impl Simulated {
 const NAMESPACE: &str = "conformance-of-the-simulation";
 const GROUP: &str = "canary-operator.dev";
 
+/// The rules of the definition, by kube's own evaluation of them.
 fn obey(
     rules: &Validator,
     schema: &Value,
@@ -65,10 +71,41 @@ fn obey(
     if key.resource.plural != "canaryreleases" {
         return Ok(());
     }
-    rules.validate_with_defaults(schema, new, old).map_err(|errors| {
-        let causes = errors.iter().map(|e| Cause::value(&e.field_path, &e.message));
-        invalid(key, &causes.collect::<Vec<_>>())
-    })
+    // To the server, a null is nothing to be asked for by a rule.
+    let (mut new, mut old) = (new.clone(), old.cloned());
+    without_nulls(&mut new);
+    old.iter_mut().for_each(without_nulls);
+    rules
+        .validate_with_defaults(schema, &new, old.as_ref())
+        .map_err(|errors| {
+            let cause = |path: &str, why: &str| {
+                let field = if path.is_empty() { "<nil>" } else { path };
+                Cause::value(field, &json!(type_at(schema, path)), why)
+            };
+            let causes = errors.iter().map(|e| cause(&e.field_path, &e.message));
+            invalid(key, &causes.collect::<Vec<_>>())
+        })
+}
+
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
+    }
+}
+
+/// The type that a schema has at a path such as `spec.steps[0].hold`; the server quotes it instead of the value.
+fn type_at<'a>(schema: &'a Value, path: &str) -> &'a str {
+    let parts = path.split(['.', '[']).filter(|part| !part.is_empty());
+    let at = parts.fold(schema, |schema, part| match part.strip_suffix(']') {
+        Some(_) => &schema["items"],
+        None => &schema["properties"][part],
+    });
+    at["type"].as_str().unwrap_or_default()
 }
 
 impl Server for Simulated {
@@ -91,7 +128,8 @@ impl Server for Simulated {
     }
 
     fn pause(&mut self) {
-        self.runtime.block_on(tokio::time::sleep(Duration::from_millis(100)));
+        self.runtime
+            .block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
     }
 }
 
@@ -128,7 +166,10 @@ fn answered(body: Value) -> Answers {
 
 #[test]
 fn a_difference_that_is_not_listed_is_told() {
-    let (real, fake) = (answered(json!({"x": 1, "y": [1, 2]})), answered(json!({"y": [1, 3], "z": 1})));
+    let (real, fake) = (
+        answered(json!({"x": 1, "y": [1, 2]})),
+        answered(json!({"y": [1, 3], "z": 1})),
+    );
     let faults = step(json!([])).differences(&real, &fake);
     let told: Vec<_> = faults.iter().map(|f| f.lines().next().unwrap()).collect();
     assert_eq!(told, ["a: /body/x", "a: /body/y/1", "a: /body/z"]);
@@ -143,7 +184,10 @@ fn a_difference_that_is_listed_is_put_up_with_only_as_it_is_listed() {
     assert!(told(json!({"x": 2})).is_empty());
     assert!(told(json!({"x": 3}))[0].contains("is another one"));
     assert!(told(json!({"x": 1}))[0].contains("no difference any more"));
-    assert_eq!(told(json!({"x": 2, "y": 1})), ["a: /body/y\n  expected  nothing\n  answered  1"]);
+    assert_eq!(
+        told(json!({"x": 2, "y": 1})),
+        ["a: /body/y\n  expected  nothing\n  answered  1"]
+    );
 }
 
 #[test]

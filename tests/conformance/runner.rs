@@ -60,8 +60,9 @@ pub struct Step {
 pub struct Ignored {
     /// Where.
     pub at: String,
-    /// For what reason.
-    pub why: String,
+    /// For what reason: for who reads the script.
+    #[serde(rename = "why")]
+    _why: String,
 }
 
 /// A difference that is known and harmless.
@@ -233,7 +234,11 @@ fn compare(expected: Option<&Value>, actual: Option<&Value>, at: String, faults:
         }
         _ if expected != actual => {
             let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
-            faults.push(format!("{at}\n  expected  {}\n  answered  {}", show(expected), show(actual)));
+            faults.push(format!(
+                "{at}\n  expected  {}\n  answered  {}",
+                show(expected),
+                show(actual)
+            ));
         }
         _ => {}
     }
@@ -264,7 +269,10 @@ impl Step {
             }
             server.pause();
         }
-        Err(format!("waited in vain for {:?}; the last answer is {last}", self.until))
+        Err(format!(
+            "waited in vain for {:?}; the last answer is {last}",
+            self.until
+        ))
     }
 
     fn request(&self, names: &BTreeMap<String, String>) -> Result<Request, String> {
@@ -350,7 +358,9 @@ impl Normal {
         let mut uids = Vec::new();
         answers.iter().for_each(|answer| normal.learn(answer, &mut uids));
         let uids = uids.into_iter().enumerate();
-        normal.shown.extend(uids.map(|(n, uid)| (uid, format!("<uid {}>", n + 1))));
+        normal
+            .shown
+            .extend(uids.map(|(n, uid)| (uid, format!("<uid {}>", n + 1))));
         normal
     }
 
@@ -419,7 +429,10 @@ impl Normal {
             *value = shown.into();
         }
         if let Some(Value::Array(addresses)) = map.get_mut("clusterIPs") {
-            for address in addresses.iter_mut().filter(|a| a.as_str().is_some_and(|a| a.contains('.'))) {
+            for address in addresses
+                .iter_mut()
+                .filter(|a| a.as_str().is_some_and(|a| a.contains('.')))
+            {
                 *address = "<address>".into();
             }
         }
@@ -481,7 +494,11 @@ fn without_versions(message: &str) -> String {
         let (digits, after) = after.split_at(end);
         out.push_str(before);
         let names = out.ends_with("version: ") || out.ends_with("[resourceVersion:");
-        out.push_str(if names || (out.ends_with('(') && after.starts_with(')')) { "<n>" } else { digits });
+        out.push_str(if names || (out.ends_with('(') && after.starts_with(')')) {
+            "<n>"
+        } else {
+            digits
+        });
         rest = after;
     }
     out + rest
@@ -499,13 +516,21 @@ impl Recording {
     /// Reads a recording.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|e| format!("the recording cannot be read: {e}"))?;
-        let answers = value.get("answers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let answers = value
+            .get("answers")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         let named = answers.into_iter().map(|mut answer| {
             let name = take_out(&mut answer, "/step").unwrap_or_default();
             (name.as_str().unwrap_or_default().to_owned(), answer)
         });
         Ok(Self {
-            server: value.get("server").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            server: value
+                .get("server")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
             answers: named.collect(),
         })
     }

@@ -1,5 +1,7 @@
 //! The script that the simulated API server is tested by, on the real one: both have to answer what is recorded.
 
+// What the simulation differs in is for the other test that has this file.
+#[allow(dead_code)]
 #[path = "../../../conformance/runner.rs"]
 mod runner;
 
@@ -52,7 +54,14 @@ impl Real {
 
     fn curl(&self) -> Command {
         let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--globoff", "--max-time", "60", "--unix-socket"]);
+        curl.args([
+            "--silent",
+            "--show-error",
+            "--globoff",
+            "--max-time",
+            "60",
+            "--unix-socket",
+        ]);
         curl.arg(&self.socket);
         curl
     }
@@ -85,7 +94,10 @@ impl Real {
             body: None,
         })?;
         let version: Value = serde_json::from_str(&reply.body)?;
-        Ok(version["gitVersion"].as_str().unwrap_or("an unknown version").to_owned())
+        Ok(version["gitVersion"]
+            .as_str()
+            .unwrap_or("an unknown version")
+            .to_owned())
     }
 }
 
@@ -128,7 +140,8 @@ impl Definition {
 
     fn remove(&self) -> Result<()> {
         let name = format!("canaryreleases.{GROUP}");
-        self.0.ask(&["delete", "crd", &name, "--ignore-not-found", "--wait=true"])?;
+        self.0
+            .ask(&["delete", "crd", &name, "--ignore-not-found", "--wait=true"])?;
         Ok(())
     }
 }
