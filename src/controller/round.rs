@@ -56,11 +56,13 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     settings.metrics.judged(&judged);
     seen.judged = judged;
     seen.servers = context.judging.servers();
-    let decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, settings.clock.now());
+    let decided = settings.clock.now();
+    let mut decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, decided);
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;
     }
+    decision.carried_out(decided, settings.clock.now());
     if differs(latest.status.as_ref(), &decision) {
         latest = write_status(context, &latest, &decision).await?;
     }

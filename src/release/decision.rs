@@ -1,6 +1,8 @@
 //! What was decided, as data: printable, comparable, replayable.
 
 use crate::api::CanaryReleaseStatus;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -23,6 +25,24 @@ pub struct Decision {
     pub tell_again: Duration,
     /// Whether the release needs its namespace watched.
     pub watching: bool,
+}
+
+impl Decision {
+    /// Traffic moves when the API server has carried it out, which may take seconds: what the status says to be so since
+    /// it was decided is so since it was written. A storm of the simulation found pods that went that much too early.
+    pub fn carried_out(&mut self, decided: Timestamp, written: Timestamp) {
+        let steers = self.writes.iter().any(|write| write.kind == Kind::Ingress);
+        let Some(rollout) = self.status.rollout.as_mut().filter(|_| steers) else {
+            return;
+        };
+        for since in [&mut rollout.weight_since, &mut rollout.drained_since] {
+            if let Some(MicroTime(since)) = since
+                && *since == decided
+            {
+                *since = written;
+            }
+        }
+    }
 }
 
 /// One write.

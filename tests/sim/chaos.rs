@@ -196,15 +196,21 @@ fn found(scenario: Scenario, seed: u64, fired: &Fired) -> Vec<String> {
     if end != (outcome.map(str::to_owned), image.to_owned()) {
         broken.push(format!("L1: ends as {end:?}: {}", run.message()));
     }
+    if !broken.is_empty() && number("SEED").is_some() {
+        println!("{}", run.trace());
+    }
     broken
         .into_iter()
         .map(|line| format!("{scenario:?}, seed {seed}: {line}"))
         .collect()
 }
 
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
 #[test]
 fn no_storm_of_faults_breaks_a_property_or_keeps_a_release_from_its_end() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     // One seed again: SEED=17, and many: SEEDS=10000.
     let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,

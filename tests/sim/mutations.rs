@@ -112,7 +112,7 @@ const MUTATIONS: [Mutation; 12] = [
             release_finalizer: true,
             ..decide(seen, routing, settle, now)
         },
-        caught_by: "S10",
+        caught_by: "S5",
     },
     Mutation {
         bug: "the weight is twice what the spec says",
