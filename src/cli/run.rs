@@ -7,7 +7,7 @@ use canary_operator::{
         scraper,
     },
     api::Duration,
-    cluster::{SystemClock, Term, connect},
+    cluster::{SteadyClock, SystemClock, Term, connect},
     controller::{self, Settings, Sources},
     leader::{Elector, Standing, Timing},
     release::decide,
@@ -133,7 +133,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
     };
     let (config, term) = (Config::infer().await?, Term::none());
     let client = connect(config.clone(), &metrics.api, &term)?;
-    let clock = Arc::new(SystemClock);
+    let clock = Arc::new(SteadyClock::new(SystemClock));
     let prometheus = Prometheus::new(Arc::new(servers), clock.clone());
     let controllers = scraper::Settings {
         namespace: Some(options.controller_namespace).filter(|namespace| !namespace.is_empty()),

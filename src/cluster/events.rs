@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, Resource, ResourceExt, api::PostParams};
 
-/// The API server refuses longer notes.
+/// The API server refuses notes of more bytes.
 const LONGEST_NOTE: usize = 1024;
 
 /// Records what happened to a release. Our own instead of `kube::runtime::events`, which folds events of one reason into
@@ -48,7 +48,7 @@ pub async fn publish(
         }),
         reason: Some(note.reason.clone()),
         action: Some(note.reason.clone()),
-        note: Some(note.message.chars().take(LONGEST_NOTE).collect()),
+        note: Some(shortened(&note.message).to_owned()),
         regarding: Some(regarding),
         reporting_controller: Some("canary-operator.dev/operator".to_owned()),
         reporting_instance: Some(instance.to_owned()),
@@ -56,4 +56,24 @@ pub async fn publish(
     };
     let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
     bounded(events.create(&PostParams::default(), &event)).await.map(drop)
+}
+
+/// A text up to [`LONGEST_NOTE`], without half a character at its end.
+fn shortened(text: &str) -> &str {
+    let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|end| *end <= LONGEST_NOTE).last().unwrap_or_default();
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_cut_at_1024_bytes_and_not_within_a_character() {
+        assert_eq!(shortened("short…"), "short…");
+        assert_eq!(shortened(&"a".repeat(2000)).len(), LONGEST_NOTE);
+        assert_eq!(shortened(&"…".repeat(600)).len(), 1023);
+        assert_eq!(shortened(""), "");
+    }
 }

@@ -7,7 +7,7 @@ mod term;
 mod writes;
 
 pub use client::{ApiMetrics, CALL_DEADLINE, CallError, Metered, bounded, connect};
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, SteadyClock, SystemClock};
 pub use events::publish;
 pub use term::{Fence, FencedService, NotLeading, Term};
 pub use writes::{Applied, object_ref, perform};

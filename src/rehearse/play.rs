@@ -102,7 +102,7 @@ impl Clock for super::clock::VirtualClock {
 }
 
 /// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`,
-/// so often at most; its writes are bound to `term`.
+/// so often at most; its writes are bound to `term`, and `clock` tells it the time.
 ///
 /// # Errors
 /// Never in practice: the metrics' names are constants.
@@ -112,6 +112,7 @@ pub fn settings(
     settle: Duration,
     interval: Duration,
     term: &Term,
+    clock: Arc<dyn Clock>,
 ) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
     let client = ClientBuilder::new(server.clone(), NAMESPACE)
@@ -120,7 +121,6 @@ pub fn settings(
         })
         .with_layer(&Fence { term: term.clone() })
         .build();
-    let clock = Arc::new(server.clock());
     let controllers = scraper::Settings {
         interval,
         ..scraper::Settings::default()
@@ -164,6 +164,7 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
             Duration::from_secs(6),
             interval,
             &Term::unlimited(),
+            Arc::new(world.server.clock()),
         )?;
         world.spawn(controller::run(settings, None, std::future::pending()));
         let mut outcome = Err(PlayError::NoRelease);

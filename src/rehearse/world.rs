@@ -12,9 +12,14 @@ use super::{
     nginx::{Nginx, controller_pod, model::CONTROLLER},
     server::{ApiServer, error::ApiError},
 };
+use crate::api::CanaryRelease;
 use jiff::Timestamp;
+use kube::CustomResourceExt;
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -31,6 +36,10 @@ pub struct World {
     traffic: watch::Sender<Load>,
     tasks: JoinSet<()>,
 }
+
+/// Generated once: worlds are many.
+static DEFINITION: LazyLock<Value> =
+    LazyLock::new(|| serde_json::to_value(CanaryRelease::crd()).unwrap_or(Value::Null));
 
 /// The runtime in which a world is deterministic: one thread, and a clock that jumps when nothing is left to do.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -52,6 +61,7 @@ impl World {
         fastrand::seed(seed);
         let clock = VirtualClock::new();
         let server = ApiServer::new(clock, seed);
+        server.define(&DEFINITION);
         let (settings, seen) = watch::channel(Settings::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(actors::deployment::run(server.clone()));

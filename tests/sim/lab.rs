@@ -3,22 +3,27 @@
 use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenario};
 use canary_operator::{
     api::ANNOTATION_COMMAND,
-    cluster::Term,
+    cluster::{ApiMetrics, Clock, Metered, SteadyClock, Term},
     controller::{self, Settings},
     leader::{Elector, Standing, Timing},
     rehearse::{
         ApiServer, Key, World,
+        clock::VirtualClock,
         json::{items, text},
         nginx::{Outcome, Reply, SimRequest},
         play::settings,
         world::runtime,
     },
 };
+use kube::client::ClientBuilder;
 use serde_json::Value;
 use std::{
     cell::{Cell, RefCell},
-    sync::Arc,
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 use tokio::sync::watch;
@@ -41,6 +46,8 @@ pub struct Lab {
     up: watch::Sender<bool>,
     load: Cell<Load>,
     seen: RefCell<Seen>,
+    /// By how many seconds the clock of the operator's machine is wrong.
+    pub clock_off: Arc<AtomicI64>,
     /// Told whenever virtual time has passed.
     alive: mpsc::Sender<()>,
 }
@@ -128,12 +135,18 @@ fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, scr
             scenario: Cell::new(Scenario::Good),
             ended_at: Cell::new(None),
             seen: RefCell::default(),
+            clock_off: Arc::default(),
             alive,
         };
         let operator = lab.world.server.named("operator");
+        let settings = |server: &ApiServer, term: &Term| {
+            // Whoever starts takes the wall clock as it is.
+            let clock = Arc::new(SteadyClock::new(Off(server.clock(), lab.clock_off.clone())));
+            change(settings(server, &lab.world.nginx, SETTLE, SECOND, term, clock).unwrap())
+        };
         let life = async {
             if replicas == Replicas::Two {
-                let names = ["operator-0", "operator-1"].map(|name| replica(&lab.world, lab.world.server.named(name), name, &change));
+                let names = ["operator-0", "operator-1"].map(|name| replica(lab.world.server.named(name), name, &settings));
                 futures::future::join_all(names).await;
             }
             loop {
@@ -142,7 +155,7 @@ fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, scr
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(change(settings(&operator, &lab.world.nginx, SETTLE, SECOND, &Term::unlimited()).unwrap()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(settings(&operator, &Term::unlimited()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -177,13 +190,26 @@ fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, scr
     })
 }
 
+/// A clock that may be set.
+struct Off(VirtualClock, Arc<AtomicI64>);
+
+impl Clock for Off {
+    fn now(&self) -> jiff::Timestamp {
+        let by = jiff::SignedDuration::from_secs(self.1.load(Ordering::SeqCst));
+        self.0.now().saturating_add(by).unwrap()
+    }
+}
+
 /// One of several: follows, leads, dies and comes back as another process.
-async fn replica(world: &World, server: ApiServer, name: &str, change: impl Fn(Settings) -> Settings) {
+async fn replica(server: ApiServer, name: &str, settings: impl Fn(&ApiServer, &Term) -> Settings) {
     for life in 0.. {
         let term = Term::none();
-        let settings = || change(settings(&server, &world.nginx, SETTLE, SECOND, &term).unwrap());
+        let metrics = ApiMetrics::register(&prometheus::Registry::new()).unwrap();
+        let client = ClientBuilder::new(server.clone(), NAMESPACE)
+            .with_layer(&Metered { metrics })
+            .build();
         let elector = Elector {
-            leases: kube::Api::default_namespaced(server.client()),
+            leases: kube::Api::default_namespaced(client),
             name: LEASE.to_owned(),
             identity: format!("{name}_{life}"),
             timing: Timing::default(),
@@ -191,7 +217,7 @@ async fn replica(world: &World, server: ApiServer, name: &str, change: impl Fn(S
             term: term.clone(),
             standing: watch::channel(Standing::Unknown(String::new())).0,
         };
-        let lead = || controller::run(settings(), None, std::future::pending());
+        let lead = || controller::run(settings(&server, &term), None, std::future::pending());
         tokio::select! {
             biased;
             () = server.crashed(name) => {}

@@ -10,6 +10,7 @@ use canary_operator::rehearse::{
     actors::behaviour::Behaviour,
     json::text,
     server::{
+        error::{Cause, invalid},
         intercept::{After, Before, EventFate, Interceptor, Outcome},
         routes::Call,
         store::Version,
@@ -590,11 +591,8 @@ fn a_refused_template_in_a_busy_namespace_is_not_asked_about_at_every_event() {
     lab(async |lab| {
         lab.world.server.admit(|key, new, _| {
             if key.name == "shop" && text(new, "/spec/template/spec/containers/0/image") == "shop:v2" {
-                return Err(canary_operator::rehearse::server::error::invalid(
-                    key,
-                    "Deployment",
-                    "no such thing",
-                ));
+                let cause = Cause::value("spec.template", &json!("shop:v2"), "no such thing");
+                return Err(invalid(key, &[cause]));
             }
             Ok(())
         });

@@ -81,7 +81,8 @@ pub fn broken(run: &Run) -> Vec<String> {
     let mut drained: Option<Timestamp> = None;
     let mut exposed = false;
     let mut full_since: Option<Timestamp> = None;
-    let settle = jiff::SignedDuration::try_from(SETTLE).unwrap();
+    // A clock that is put right runs this much faster.
+    let settle = jiff::SignedDuration::try_from(SETTLE).unwrap() * 99 / 100;
     let stable = Key::deployment(NAMESPACE, "shop");
     let ingress = Key::ingress(NAMESPACE, "shop-ingress-v2");
     let allowed: Vec<Weight> = run
@@ -241,7 +242,7 @@ pub fn broken(run: &Run) -> Vec<String> {
 
 /// Writes of a status that says nothing new.
 fn idle_writes(run: &Run) -> Vec<String> {
-    let stored = |record: &&Record| record.subresource == "status" && record.code == 200;
+    let stored = |record: &&Record| record.subresource == "status" && record.applied.is_some();
     let statuses: Vec<_> = run.records.iter().filter(stored).collect();
     let pairs = statuses.windows(2).filter(|pair| pair[0].name == pair[1].name);
     pairs

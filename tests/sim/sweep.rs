@@ -1,7 +1,7 @@
 //! Every kind of fault at every write and every few events, one at a time (reliability.md, §3).
 
 use crate::{
-    lab::{Lab, canary, canary_ingress, lab, stable},
+    lab::{Lab, canary, canary_ingress, is_operator, lab, stable},
     properties,
     scenario::{NAMESPACE, Run, Scenario, release_key},
 };
@@ -11,6 +11,7 @@ use canary_operator::rehearse::{
     server::{
         error,
         intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome},
+        resource::Resource,
         routes::Call,
         store::Version,
     },
@@ -20,7 +21,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -39,6 +40,16 @@ enum Fault {
     HangBefore,
     /// F7, applied
     HangAfter,
+    /// F24, once
+    Denied,
+    /// F24, for a minute and a half
+    DeniedForLong,
+    /// F21
+    ClockForward,
+    /// F21
+    ClockBack,
+    /// F8: the operator dies after the write, and starts with lists from before it
+    StaleStart,
     /// F9
     EventMissed,
     /// F10
@@ -53,6 +64,8 @@ enum Fault {
     AnotherImage,
     /// F16
     ShorterSchedule,
+    /// F17
+    PausedForAWhile,
     /// F18
     StableRestarted,
     /// F18
@@ -74,9 +87,22 @@ enum Fault {
 
 use Fault::*;
 
-const REQUESTS: [Fault; 6] = [Conflict, TooMany, FailBefore, FailAfter, HangBefore, HangAfter];
+const REQUESTS: [Fault; 11] = [
+    Conflict,
+    TooMany,
+    FailBefore,
+    FailAfter,
+    HangBefore,
+    HangAfter,
+    Denied,
+    DeniedForLong,
+    ClockForward,
+    ClockBack,
+    StaleStart,
+];
 const EVENTS: [Fault; 4] = [EventMissed, EventLate, WatchCut, WatchGone];
-const HANDS: [Fault; 13] = [
+const HANDS: [Fault; 14] = [
+    PausedForAWhile,
     ReleaseDeleted,
     AnotherImage,
     ShorterSchedule,
@@ -95,7 +121,7 @@ const HANDS: [Fault; 13] = [
 impl Fault {
     /// Whether the release must end as if nothing had happened.
     fn is_weathered(self) -> bool {
-        REQUESTS.contains(&self) || matches!(self, EventLate | WatchCut | WatchGone | StableScaled)
+        REQUESTS.contains(&self) || matches!(self, EventLate | WatchCut | WatchGone | StableScaled | PausedForAWhile)
     }
 
     fn by_hand(self, server: &ApiServer) {
@@ -105,6 +131,17 @@ impl Fault {
         let delete = |key: &Key| drop(server.delete(key, &Default::default()));
         match self {
             ReleaseDeleted => delete(&release_key()),
+            PausedForAWhile => {
+                let paused = |server: &ApiServer, paused: bool| {
+                    server.edit(&release_key(), |r| r["spec"]["paused"] = json!(paused));
+                };
+                paused(server, true);
+                let server = server.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(45)).await;
+                    paused(&server, false);
+                });
+            }
             AnotherImage => edit(&release_key(), &|r| r["spec"]["canary"]["image"] = json!("shop:v3")),
             ShorterSchedule => edit(&release_key(), &|r| {
                 r["spec"]["steps"] = json!([{"weight": 50, "hold": "20s"}])
@@ -134,6 +171,11 @@ struct Injector {
     server: ApiServer,
     seen: AtomicUsize,
     fired: Arc<AtomicBool>,
+    clock_off: Arc<AtomicI64>,
+    /// What is refused, and until the world is how old.
+    denied: Mutex<Option<(&'static str, Resource, Duration)>>,
+    /// The version that lists are answered from, while it is set.
+    stale: Mutex<Option<u64>>,
 }
 
 impl Injector {
@@ -148,7 +190,7 @@ impl Injector {
 }
 
 fn is_write(call: &Call) -> bool {
-    &*call.client == "operator"
+    is_operator(&call.client)
         && !matches!(call.verb, "get" | "list" | "watch")
         && !call.dry_run()
         && call.resource.plural != "events"
@@ -156,10 +198,40 @@ fn is_write(call: &Call) -> bool {
 
 impl Interceptor for Injector {
     fn before(&self, call: &Call) -> Before {
-        if !is_write(call) || !matches!(self.fault, Conflict | TooMany | FailBefore | HangBefore) || !self.counts() {
+        if is_operator(&call.client) {
+            if let Some((verb, resource, until)) = &*self.denied.lock().unwrap()
+                && (*verb, resource) == (call.verb, &call.resource)
+                && self.server.clock().elapsed() < *until
+            {
+                return Before::Answer(error::forbidden(&call.key(), "no role allows it"));
+            }
+            let mut stale = self.stale.lock().unwrap();
+            match (call.verb, *stale) {
+                ("list", Some(version)) => return Before::At(version),
+                // It has seen the past, and hears of the rest.
+                ("watch", Some(_)) if call.resource.plural == "pods" => *stale = None,
+                _ => {}
+            }
+        }
+        let meant = matches!(
+            self.fault,
+            Conflict | TooMany | FailBefore | HangBefore | Denied | DeniedForLong | ClockForward | ClockBack
+        );
+        if !is_write(call) || !meant || !self.counts() {
             return Before::Pass;
         }
         match self.fault {
+            Denied => Before::Answer(error::forbidden(&call.key(), "no role allows it")),
+            DeniedForLong => {
+                let until = self.server.clock().elapsed() + Duration::from_secs(90);
+                *self.denied.lock().unwrap() = Some((call.verb, call.resource.clone(), until));
+                Before::Answer(error::forbidden(&call.key(), "no role allows it"))
+            }
+            ClockForward | ClockBack => {
+                let by = if self.fault == ClockForward { 3600 } else { -3600 };
+                self.clock_off.store(by, Ordering::SeqCst);
+                Before::Pass
+            }
             Conflict => Before::Answer(error::conflict(&call.key())),
             TooMany => Before::Answer(error::failure(429, "TooManyRequests", "slow down")),
             FailBefore => Before::Answer(error::failure(500, "InternalError", "etcd leader changed")),
@@ -168,7 +240,9 @@ impl Interceptor for Injector {
     }
 
     fn after(&self, call: &Call, outcome: Outcome<'_>) -> After {
-        if !is_write(call) || (!HANDS.contains(&self.fault) && !matches!(self.fault, FailAfter | HangAfter)) {
+        if !is_write(call)
+            || (!HANDS.contains(&self.fault) && !matches!(self.fault, FailAfter | HangAfter | StaleStart))
+        {
             return After::Pass;
         }
         if !self.counts() {
@@ -178,6 +252,10 @@ impl Interceptor for Injector {
         match self.fault {
             FailAfter => After::Answer(error::failure(500, "InternalError", "the answer was lost")),
             HangAfter => After::Hang,
+            StaleStart => {
+                *self.stale.lock().unwrap() = Some(self.server.with(|store| store.version()).saturating_sub(3));
+                After::Crash
+            }
             hand => {
                 hand.by_hand(&self.server);
                 After::Pass
@@ -186,7 +264,7 @@ impl Interceptor for Injector {
     }
 
     fn event(&self, watch: &Call, _: &Version) -> EventFate {
-        if &*watch.client != "operator" || !EVENTS.contains(&self.fault) || !self.counts() {
+        if !is_operator(&watch.client) || !EVENTS.contains(&self.fault) || !self.counts() {
             return EventFate::Deliver;
         }
         match self.fault {
@@ -205,7 +283,8 @@ fn settled(scenario: Scenario, lab: &Lab) -> bool {
         return true;
     }
     let answered = int(&release, "/status/observedGeneration") == int(&release, "/metadata/generation");
-    let stalled = answered && text(&release, "/status/phase") == "Stalled";
+    // What is forbidden is tried again and again.
+    let stalled = answered && text(&release, "/status/phase") == "Stalled" && lab.reason() != "Forbidden";
     (stalled || scenario.over(lab)) && !lab.status("message").is_empty()
 }
 
@@ -229,6 +308,9 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
                 server,
                 seen: 0.into(),
                 fired: fired.clone(),
+                clock_off: lab.clock_off.clone(),
+                denied: Mutex::default(),
+                stale: Mutex::default(),
             }),
             None => lab.world.server.intercept(Count(watched.clone())),
         }
@@ -269,7 +351,7 @@ struct Count(Arc<AtomicUsize>);
 
 impl Interceptor for Count {
     fn event(&self, watch: &Call, _: &Version) -> EventFate {
-        if &*watch.client == "operator" {
+        if is_operator(&watch.client) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
         EventFate::Deliver
@@ -297,8 +379,13 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
             .iter()
             .any(|word| line.starts_with(word)),
-        // The stable Deployment's last word that is never heard is told as a promotion that is stuck.
-        EventMissed => stalled && line.starts_with("S10"),
+        // And who is denied says so.
+        Denied | DeniedForLong => line.starts_with("stalled at"),
+        // The last word on an object that is never heard: what waits for it gives up at the deadline. The stable Deployment's
+        // is told as a promotion that is stuck; endpoints' as pods that cannot be had, so that shiftTraffic: Auto goes on without.
+        EventMissed => {
+            (stalled && line.starts_with("S10")) || line.starts_with("S6") || line.starts_with("requests failed")
+        }
         _ => false,
     };
     broken.retain(|line| !ignored(line));

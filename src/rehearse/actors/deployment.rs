@@ -272,14 +272,13 @@ impl<'a> Reconcile<'a> {
             .iter()
             .filter(|s| is_new(s, hash))
             .map(|s| revision(&s.object))
-            .max()
-            .unwrap_or(1);
+            .max();
         self.server.edit(self.key, |o| {
-            set(
-                o,
-                &format!("/metadata/annotations/{}", REVISION.replace('/', "~1")),
-                json!(revision.to_string()),
-            );
+            // A Deployment that was made paused has no revision yet.
+            if let Some(revision) = revision {
+                let at = format!("/metadata/annotations/{}", REVISION.replace('/', "~1"));
+                set(o, &at, json!(revision.to_string()));
+            }
             set(o, "/status", status);
         });
     }

@@ -83,6 +83,11 @@ fn collect(server: &ApiServer) {
             };
             // Somebody else deleted it first: as wanted.
             let _ = server.delete(key, &options);
+        } else if owners(object).iter().any(|owner| !alive.contains(owner.as_str())) {
+            // Other owners keep it: it forgets those that are gone.
+            server.edit(key, |o| {
+                without(o, "/metadata/ownerReferences", |r| !alive.contains(text(r, "/uid")))
+            });
         }
     }
 }

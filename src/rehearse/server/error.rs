@@ -1,7 +1,10 @@
 //! The API server's refusals, worded as the real one words them.
 
-use super::resource::{Key, Resource};
-use kube::core::{Status, response::StatusDetails};
+use super::resource::Key;
+use kube::core::{
+    Status,
+    response::{StatusCause, StatusDetails},
+};
 use serde_json::{Value, json};
 
 /// A refusal: what the server would answer. Boxed, for a `Status` is large.
@@ -13,18 +16,83 @@ pub fn failure(code: u16, reason: &str, message: &str) -> ApiError {
 }
 
 fn about(key: &Key, code: u16, reason: &str, message: &str) -> ApiError {
-    let details = StatusDetails {
-        name: key.name.clone(),
-        group: key.resource.group.clone(),
-        kind: key.resource.plural.clone(),
-        uid: String::new(),
-        causes: Vec::new(),
-        retry_after_seconds: 0,
-    };
+    detailed(
+        code,
+        reason,
+        message,
+        details(&key.resource.group, &key.resource.plural, &key.name),
+    )
+}
+
+fn detailed(code: u16, reason: &str, message: &str, details: StatusDetails) -> ApiError {
     Status::failure(message, reason)
         .with_code(code)
         .with_details(details)
         .boxed()
+}
+
+fn details(group: &str, kind: &str, name: &str) -> StatusDetails {
+    StatusDetails {
+        name: name.into(),
+        group: group.into(),
+        kind: kind.into(),
+        uid: String::new(),
+        causes: Vec::new(),
+        retry_after_seconds: 0,
+    }
+}
+
+/// `Deployment.apps`, or `ConfigMap` of the core.
+fn qualified(key: &Key) -> (&str, String) {
+    let kind = key.resource.kind().unwrap_or(&key.resource.plural);
+    let shown = match key.resource.group.as_str() {
+        "" => kind.to_owned(),
+        group => format!("{kind}.{group}"),
+    };
+    (kind, shown)
+}
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// Path of the field.
+    pub field: String,
+    /// FieldValueInvalid, FieldValueRequired, …
+    pub reason: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Cause {
+    /// A value that may not be.
+    pub fn value(field: &str, value: &Value, why: &str) -> Self {
+        let message = format!("Invalid value: {value}: {why}");
+        Self::new(field, "FieldValueInvalid", message)
+    }
+
+    /// A value that is missing.
+    pub fn required(field: &str, why: &str) -> Self {
+        let why = if why.is_empty() {
+            String::new()
+        } else {
+            format!(": {why}")
+        };
+        Self::new(field, "FieldValueRequired", format!("Required value{why}"))
+    }
+
+    /// A value that is there twice.
+    pub fn duplicate(field: &str, value: &Value) -> Self {
+        Self::new(field, "FieldValueDuplicate", format!("Duplicate value: {value}"))
+    }
+
+    /// Anything else.
+    pub fn new(field: &str, reason: &'static str, message: String) -> Self {
+        Self {
+            field: field.into(),
+            reason,
+            message,
+        }
+    }
 }
 
 /// 404: no such object.
@@ -39,7 +107,8 @@ pub fn not_found(key: &Key) -> ApiError {
 
 /// 404: no such path.
 pub fn no_such_path() -> ApiError {
-    failure(404, "NotFound", "the server could not find the requested resource")
+    let message = "the server could not find the requested resource";
+    detailed(404, "NotFound", message, details("", "", ""))
 }
 
 /// 409: the name is taken.
@@ -69,26 +138,110 @@ pub fn conflict(key: &Key) -> ApiError {
 
 /// 409: a precondition of a delete does not hold.
 pub fn precondition(key: &Key, field: &str, wanted: &str, found: &str) -> ApiError {
+    let (kind, shown) = qualified(key);
+    let fate = if field == "UID" {
+        "deleted and then recreated"
+    } else {
+        "modified"
+    };
     let message = format!(
-        "Operation cannot be fulfilled on {} \"{}\": Precondition failed: {field} in precondition: {wanted}, {field} in object meta: {found}",
-        key.resource, key.name
+        "Operation cannot be fulfilled on {shown} \"{}\": the {field} in the precondition ({wanted}) does not match the {field} in record ({found}). The object might have been {fate}",
+        key.name
+    );
+    detailed(409, "Conflict", &message, details(&key.resource.group, kind, &key.name))
+}
+
+/// 409: what is to be replaced is another object of this name, or none.
+pub fn another(key: &Key, wanted: &str, found: &str) -> ApiError {
+    let message = format!(
+        "Operation cannot be fulfilled on {} \"{}\": StorageError: invalid object, Code: 4, Key: /registry/{}/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}",
+        key.resource, key.name, key.resource.plural, key.namespace, key.name
     );
     about(key, 409, "Conflict", &message)
 }
 
-/// 422: the object breaks a rule of its kind.
-pub fn invalid(key: &Key, kind: &str, why: &str) -> ApiError {
-    about(
-        key,
+/// 422: the object breaks rules of its kind.
+pub fn invalid(key: &Key, causes: &[Cause]) -> ApiError {
+    let (kind, shown) = qualified(key);
+    if key.resource.group == "events.k8s.io" {
+        // Checked as the event of the core that it is stored as.
+        return invalid_kind("", kind, kind, &key.name, causes);
+    }
+    invalid_kind(&key.resource.group, kind, &shown, &key.name, causes)
+}
+
+/// 422: a replacement that does not say what it replaces, of a kind that insists on that.
+pub fn unversioned(key: &Key) -> ApiError {
+    let cause = Cause::value("metadata.resourceVersion", &json!(0), "must be specified for an update");
+    let resource = &key.resource;
+    invalid_kind(
+        &resource.group,
+        &resource.plural,
+        &resource.to_string(),
+        &key.name,
+        &[cause],
+    )
+}
+
+/// 422: an option of the request is none.
+pub fn invalid_option(kind: &str, cause: Cause) -> ApiError {
+    invalid_kind("meta.k8s.io", kind, &format!("{kind}.meta.k8s.io"), "", &[cause])
+}
+
+/// 422: what a patch makes of an object cannot be read as one.
+pub fn invalid_patch(patch: &str, why: &str) -> ApiError {
+    let cause = Cause::value("patch", &json!(patch), why);
+    invalid_kind("", "", "", "", &[cause])
+}
+
+fn invalid_kind(group: &str, kind: &str, shown: &str, name: &str, causes: &[Cause]) -> ApiError {
+    let told: Vec<_> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+    let told = match told.as_slice() {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    };
+    let mut details = details(group, kind, name);
+    details.causes = causes
+        .iter()
+        .map(|cause| StatusCause {
+            reason: cause.reason.into(),
+            message: cause.message.clone(),
+            field: cause.field.clone(),
+        })
+        .collect();
+    detailed(
         422,
         "Invalid",
-        &format!("{kind} \"{}\" is invalid: {why}", key.name),
+        &format!("{shown} \"{name}\" is invalid: {told}"),
+        details,
     )
+}
+
+/// 422: a JSON patch that cannot be carried out.
+pub fn impossible_patch() -> ApiError {
+    let message = "the server rejected our request due to an error in our request";
+    detailed(422, "Invalid", message, details("", "", ""))
+}
+
+/// 415: a patch of a type that the resource does not take.
+pub fn unsupported(message: &str) -> ApiError {
+    detailed(415, "UnsupportedMediaType", message, details("", "", ""))
+}
+
+/// 500: what the real server did not foresee.
+pub fn unforeseen(message: &str) -> ApiError {
+    failure(500, "", message)
 }
 
 /// 400: not to be understood.
 pub fn bad_request(message: &str) -> ApiError {
     failure(400, "BadRequest", message)
+}
+
+/// 400: another name in the body than in the path.
+pub fn misnamed(given: &str, wanted: &str) -> ApiError {
+    let why = format!("the name of the object ({given}) does not match the name on the URL ({wanted})");
+    bad_request(&why)
 }
 
 /// 403: not allowed.
@@ -101,13 +254,10 @@ pub fn forbidden(key: &Key, why: &str) -> ApiError {
     )
 }
 
-/// 405: the resource does not take this verb.
-pub fn method_not_allowed(resource: &Resource) -> ApiError {
-    failure(
-        405,
-        "MethodNotAllowed",
-        &format!("the server does not allow this method on the requested resource {resource}"),
-    )
+/// 405: the path does not take this verb.
+pub fn method_not_allowed() -> ApiError {
+    let message = "the server does not allow this method on the requested resource";
+    detailed(405, "MethodNotAllowed", message, details("", "", ""))
 }
 
 /// 410: the version asked for is no longer kept.

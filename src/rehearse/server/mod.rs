@@ -8,6 +8,7 @@ pub mod patch;
 mod perform;
 pub mod resource;
 pub mod routes;
+pub mod schema;
 pub mod selector;
 pub mod store;
 pub mod validation;
@@ -136,6 +137,7 @@ impl ApiServer {
     pub fn apply(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let key = Key::of(&object);
         self.with(|s| s.patch(&key, patch::PatchKind::Apply, &object, WriteOptions::default()))
+            .map(|(stored, _)| stored)
     }
 
     /// Changes an object at once, status and all, as somebody else. None when it does not exist.
@@ -175,6 +177,11 @@ impl ApiServer {
             server: self.clone(),
             changed: self.changed(),
         }
+    }
+
+    /// From now on objects of this CustomResourceDefinition are held to its schema, though not to its rules in CEL.
+    pub fn define(&self, definition: &Value) {
+        self.with(|s| s.define(definition));
     }
 
     /// A rule of one's own about what may be stored.

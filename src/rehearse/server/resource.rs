@@ -31,6 +31,35 @@ impl Resource {
         self.known().is_some_and(|k| k.status)
     }
 
+    /// Whether changes of the spec are counted in `metadata.generation`.
+    pub fn has_generation(&self) -> bool {
+        let without = match self.group.as_str() {
+            "" => self.plural != "pods",
+            "coordination.k8s.io" | "events.k8s.io" | "autoscaling" => true,
+            _ => false,
+        };
+        !without
+    }
+
+    /// Whether a PUT need not say which version it replaces.
+    pub fn updates_unconditionally(&self) -> bool {
+        self.is_built_in() && self.plural != "leases"
+    }
+
+    /// Whether a DELETE answers what was deleted, and not that it was.
+    pub fn answers_the_deleted(&self) -> bool {
+        self.group.is_empty()
+            && matches!(
+                self.plural.as_str(),
+                "services" | "pods" | "serviceaccounts" | "resourcequotas"
+            )
+    }
+
+    /// Whether there is such a resource; any custom one may be.
+    pub fn exists(&self) -> bool {
+        !self.is_built_in() || self.known().is_some()
+    }
+
     /// Whether lists leave `apiVersion` and `kind` out of the items, as the built-in kinds do.
     pub fn is_built_in(&self) -> bool {
         !self.group.contains('.') || self.group.ends_with(".k8s.io")

@@ -75,7 +75,7 @@ impl Call {
             (Method::DELETE, false) => "delete",
             (Method::DELETE, true) => "deletecollection",
             _ => {
-                return Err(super::error::method_not_allowed(&Resource::new(group, plural)));
+                return Err(super::error::method_not_allowed());
             }
         };
         let header = |name: http::HeaderName| {
@@ -85,15 +85,15 @@ impl Call {
                 .and_then(|v| v.to_str().ok())
                 .unwrap_or_default()
         };
-        let body = if body.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_slice(body).map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
-        };
         let patch = if verb == "patch" {
             Some(PatchKind::of(header(http::header::CONTENT_TYPE))?)
         } else {
             None
+        };
+        let body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(body).map_err(|e| bad_request(&format!("the body is not JSON: {e}")))?
         };
         Ok(Self {
             client,

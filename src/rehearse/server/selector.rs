@@ -36,11 +36,24 @@ impl Selector {
             } else if let Some((f, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (f, v, true)
             } else {
-                return Err(bad_request(&format!("invalid field selector: {part:?}")));
+                let why = format!("invalid selector: '{fields}'; can't understand '{part}'");
+                return Err(bad_request(&why));
             };
             parsed.push((format!("/{}", field.replace('.', "/")), value.to_string(), wanted));
         }
         Ok(Self { labels, fields: parsed })
+    }
+
+    /// Names of the fields that are asked about.
+    pub fn fields(&self) -> impl Iterator<Item = String> {
+        self.fields
+            .iter()
+            .map(|(at, _, _)| at.trim_start_matches('/').replace('/', "."))
+    }
+
+    /// Whether anything is left out.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
     }
 
     /// Whether the object is selected.
@@ -112,7 +125,9 @@ fn requirement(part: String) -> Result<Requirement, ApiError> {
     } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
         of(key, Rule::In(vec![value.trim().into()]))
     } else if part.contains([' ', '(', ')', '<', '>']) {
-        return Err(bad_request(&format!("unable to parse requirement: {part}")));
+        let found = part.split_whitespace().nth(1).unwrap_or_default();
+        let why = format!("unable to parse requirement: found '{found}', expected: in, notin, =, ==, !=, gt, lt");
+        return Err(bad_request(&why));
     } else {
         of(&part, Rule::Exists)
     })

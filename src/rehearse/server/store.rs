@@ -7,9 +7,10 @@ use super::super::{
 pub use super::change::{ChangeKind, DeleteOptions, Version, WriteOptions};
 use super::{
     defaults,
-    error::{self, ApiError},
+    error::{self, ApiError, Cause},
     patch::{self, PatchKind},
     resource::{Key, Resource},
+    schema::Definition,
     validation,
 };
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ pub struct Store {
     log: Vec<Arc<Version>>,
     compacted: u64,
     admissions: Vec<Admission>,
+    definitions: BTreeMap<Resource, Definition>,
 }
 
 impl Store {
@@ -44,6 +46,7 @@ impl Store {
             log: Vec::new(),
             compacted: 0,
             admissions: Vec::new(),
+            definitions: BTreeMap::new(),
         }
     }
 
@@ -76,6 +79,16 @@ impl Store {
     /// Adds a rule about what may be stored.
     pub fn admit(&mut self, rule: Admission) {
         self.admissions.push(rule);
+    }
+
+    /// From now on objects of this CustomResourceDefinition are held to its schema.
+    pub fn define(&mut self, definition: &Value) {
+        self.definitions.extend(Definition::of(definition));
+    }
+
+    /// What is known about a custom resource.
+    pub fn definition(&self, resource: &Resource) -> Option<&Definition> {
+        self.definitions.get(resource)
     }
 
     /// The object, if it exists.
@@ -145,21 +158,12 @@ impl Store {
             namespace: namespace.into(),
             name,
         };
+        self.decode(resource, &mut object, options)
+            .map_err(|why| undecodable(&object, resource, &why))?;
         let given = text(&object, "/metadata/namespace");
         if !given.is_empty() && given != namespace {
             return Err(error::bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        if let Some(old) = self.objects.get(&key) {
-            return Err(error::already_exists(
-                &key,
-                old.pointer("/metadata/deletionTimestamp").is_some(),
-            ));
-        }
-        if !text(&object, "/metadata/resourceVersion").is_empty() {
-            return Err(error::bad_request(
-                "resourceVersion should not be set on objects to be created",
             ));
         }
         let home = self.objects.get(&Key::new("", "namespaces", "", namespace));
@@ -169,15 +173,17 @@ impl Store {
                 &format!("unable to create new content in namespace {namespace} because it is being terminated"),
             ));
         }
-        self.quota(&key)?;
-        validation::schema(resource, &object, options.strict)?;
+        let there = self.objects.get(&key).cloned();
+        if there.is_none() {
+            self.quota(&key)?;
+        }
         if !namespace.is_empty() {
             set(&mut object, "/metadata/namespace", json!(namespace));
         }
         remove(&mut object, "/metadata/deletionTimestamp");
-        remove(&mut object, "/metadata/managedFields");
+        remove(&mut object, "/metadata/deletionGracePeriodSeconds");
         defaults::initial_status(resource, &mut object);
-        defaults::fill(resource, &mut object);
+        self.defaulted(resource, &mut object);
         if *resource == Resource::new("", "services") && text(&object, "/spec/type") != "ExternalName" {
             let n = self.uids + 1;
             default(
@@ -185,6 +191,8 @@ impl Store {
                 "/spec/clusterIP",
                 json!(format!("10.96.{}.{}", n / 250 % 250, n % 250 + 1)),
             );
+            let address = object.pointer("/spec/clusterIP").cloned();
+            default(&mut object, "/spec/clusterIPs", json!([address]));
         }
         self.uids += 1;
         set(
@@ -193,39 +201,114 @@ impl Store {
             json!(format!("00000000-0000-4000-8000-{:012x}", self.uids)),
         );
         set(&mut object, "/metadata/creationTimestamp", json!(self.clock.stamp()));
-        set(&mut object, "/metadata/generation", json!(1));
-        self.admitted(&key, &object, None)?;
+        remove(&mut object, "/metadata/generation");
+        if resource.has_generation() {
+            set(&mut object, "/metadata/generation", json!(1));
+        }
+        self.admitted(&key, &object, None, options)?;
+        if !text(&object, "/metadata/resourceVersion").is_empty() {
+            return Err(error::unforeseen(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        if let Some(old) = there {
+            return Err(error::already_exists(
+                &key,
+                old.pointer("/metadata/deletionTimestamp").is_some(),
+            ));
+        }
         if options.dry_run {
             return Ok(Arc::new(object));
         }
         Ok(self.append(ChangeKind::Added, key, object, None))
     }
 
-    /// PUT.
-    pub fn replace(&mut self, key: &Key, object: Value, options: WriteOptions) -> Result<Arc<Value>, ApiError> {
-        let old = self.get(key).ok_or_else(|| error::not_found(key))?;
-        self.update(key, &old, object, options)
+    /// Reads an object as its kind, or says why it cannot be read.
+    fn decode(&self, resource: &Resource, object: &mut Value, options: WriteOptions) -> Result<(), String> {
+        if let Some(definition) = self.definitions.get(resource) {
+            let mut unknown = definition.prune(object);
+            unknown.extend(validation::decode_metadata(object)?);
+            if options.strict {
+                validation::refuse_unknown(&unknown)?;
+            }
+        } else {
+            validation::decode(resource, object, options.strict)?;
+        }
+        validation::tidy(object);
+        Ok(())
     }
 
-    /// PATCH.
+    fn defaulted(&self, resource: &Resource, object: &mut Value) {
+        if let Some(definition) = self.definitions.get(resource) {
+            definition.fill(object);
+        }
+        defaults::fill(resource, object);
+    }
+
+    /// PUT. Answers whether the object is new as well: a Lease that is not there is created.
+    pub fn replace(
+        &mut self,
+        key: &Key,
+        mut object: Value,
+        options: WriteOptions,
+    ) -> Result<(Arc<Value>, bool), ApiError> {
+        self.decode(&key.resource, &mut object, options)
+            .map_err(|why| undecodable(&object, &key.resource, &why))?;
+        let version = text(&object, "/metadata/resourceVersion");
+        if !version.is_empty() && version.parse::<u64>().is_err() {
+            let why = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
+            return Err(error::unforeseen(&why));
+        }
+        let uid = text(&object, "/metadata/uid").to_owned();
+        let Some(old) = self.get(key) else {
+            if key.resource != Resource::new("coordination.k8s.io", "leases") {
+                return Err(error::not_found(key));
+            }
+            if !uid.is_empty() {
+                return Err(error::another(key, &uid, ""));
+            }
+            remove(&mut object, "/metadata/resourceVersion");
+            let made = self.create(&key.resource, &key.namespace, object, options)?;
+            return Ok((made, true));
+        };
+        if version.is_empty() && !key.resource.updates_unconditionally() {
+            return Err(error::unversioned(key));
+        }
+        if !uid.is_empty() && uid != text(&old, "/metadata/uid") {
+            return Err(error::another(key, &uid, text(&old, "/metadata/uid")));
+        }
+        let deletion = old.pointer("/metadata/deletionTimestamp").cloned();
+        replace_member(&mut object, "/metadata/deletionTimestamp", deletion);
+        Ok((self.update(key, &old, object, options)?, false))
+    }
+
+    /// PATCH. Answers whether the object is new as well: server-side apply creates what is not there.
     pub fn patch(
         &mut self,
         key: &Key,
         kind: PatchKind,
         body: &Value,
         options: WriteOptions,
-    ) -> Result<Arc<Value>, ApiError> {
+    ) -> Result<(Arc<Value>, bool), ApiError> {
         let Some(old) = self.get(key) else {
             if kind == PatchKind::Apply && !options.status {
                 let mut object = body.clone();
                 set(&mut object, "/metadata/name", json!(key.name));
-                return self.create(&key.resource, &key.namespace, object, options);
+                let made = self.create(&key.resource, &key.namespace, object, options)?;
+                return Ok((made, true));
             }
             return Err(error::not_found(key));
         };
         let mut new = (*old).clone();
         patch::apply(kind, &mut new, body)?;
-        self.update(key, &old, new, options)
+        let made = new.clone();
+        self.decode(&key.resource, &mut new, options)
+            .map_err(|why| error::invalid_patch(&patch::quoted(kind, body, &made), &why))?;
+        let name = text(&new, "/metadata/name");
+        if name != key.name {
+            return Err(error::misnamed(name, &key.name));
+        }
+        Ok((self.update(key, &old, new, options)?, false))
     }
 
     /// What PUT and PATCH share: concurrency, isolation of status, immutable metadata, generation, finalizers.
@@ -240,10 +323,12 @@ impl Store {
         if !named.is_empty() && named != text(old, "/metadata/resourceVersion") {
             return Err(error::conflict(key));
         }
-        let uid = text(&new, "/metadata/uid");
-        if !uid.is_empty() && uid != text(old, "/metadata/uid") {
-            let (wanted, found) = (uid.to_string(), text(old, "/metadata/uid").to_string());
-            return Err(error::precondition(key, "UID", &wanted, &found));
+        for field in ["uid", "deletionTimestamp"] {
+            let given = text(&new, &format!("/metadata/{field}"));
+            if !given.is_empty() && given != text(old, &format!("/metadata/{field}")) {
+                let cause = Cause::value(&format!("metadata.{field}"), &json!(given), "field is immutable");
+                return Err(error::invalid(key, &[cause]));
+            }
         }
         let status = new.get("status").cloned();
         if options.status {
@@ -268,11 +353,8 @@ impl Store {
             let at = format!("/{field}");
             replace_member(&mut new, &at, old.pointer(&at).cloned());
         }
-        validation::schema(&key.resource, &new, options.strict)?;
-        if !options.status {
-            defaults::fill(&key.resource, &mut new);
-        }
-        self.admitted(key, &new, Some(old))?;
+        self.defaulted(&key.resource, &mut new);
+        self.admitted(key, &new, Some(old), options)?;
         if options.dry_run {
             bump_generation(key, old, &mut new);
             return Ok(Arc::new(new));
@@ -296,7 +378,10 @@ impl Store {
         let leaving = new.pointer("/metadata/deletionTimestamp").is_some() && !graceful;
         if leaving && items(&new, "/metadata/finalizers").is_empty() {
             self.objects.remove(key);
-            return self.append(ChangeKind::Deleted, key.clone(), new, Some(old.clone()));
+            // Watches are told the object as it was stored last; the writer is answered what would have been stored, under
+            // the version that it had.
+            self.append(ChangeKind::Deleted, key.clone(), (**old).clone(), Some(old.clone()));
+            return Arc::new(new);
         }
         self.append(ChangeKind::Modified, key.clone(), new, Some(old.clone()))
     }
@@ -325,7 +410,7 @@ impl Store {
             }
         }
         if options.dry_run {
-            return Ok((old, false));
+            return Ok((old, true));
         }
         let mut new = (*old).clone();
         let finalizer = match options.propagation.as_deref() {
@@ -355,8 +440,9 @@ impl Store {
                 json!(super::super::clock::stamp(until)),
             );
             set(&mut new, "/metadata/deletionGracePeriodSeconds", json!(grace));
-            let generation = int(&new, "/metadata/generation").unwrap_or(0);
-            set(&mut new, "/metadata/generation", json!(generation + 1));
+            if let Some(generation) = int(&new, "/metadata/generation") {
+                set(&mut new, "/metadata/generation", json!(generation + 1));
+            }
         }
         if new == *old {
             return Ok((old, false));
@@ -406,8 +492,13 @@ impl Store {
         object
     }
 
-    fn admitted(&self, key: &Key, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    fn admitted(&self, key: &Key, new: &Value, old: Option<&Value>, options: WriteOptions) -> Result<(), ApiError> {
         validation::check(key, new, old)?;
+        let definition = self.definitions.get(&key.resource);
+        let causes = definition.map(|d| d.check(new, options.status)).unwrap_or_default();
+        if !causes.is_empty() {
+            return Err(error::invalid(key, &causes));
+        }
         self.admissions.iter().try_for_each(|rule| rule(key, new, old))
     }
 
@@ -434,6 +525,14 @@ impl Store {
     }
 }
 
+fn undecodable(object: &Value, resource: &Resource, why: &str) -> ApiError {
+    let version = text(object, "/apiVersion");
+    let version = version.rsplit_once('/').map_or(version, |(_, version)| version);
+    let kind = resource.kind().unwrap_or(&resource.plural);
+    let why = format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}");
+    error::bad_request(&why)
+}
+
 fn replace_member(object: &mut Value, at: &str, with: Option<Value>) {
     match with {
         Some(value) => set(object, at, value),
@@ -445,6 +544,9 @@ fn replace_member(object: &mut Value, at: &str, with: Option<Value>) {
 
 /// The generation counts changes of everything but metadata and status; for Deployments, of annotations too.
 fn bump_generation(key: &Key, old: &Value, new: &mut Value) {
+    if !key.resource.has_generation() {
+        return;
+    }
     let spec = |v: &Value| {
         let mut rest = v.clone();
         for field in ["metadata", "status"] {

@@ -4,7 +4,7 @@ use super::*;
 use crate::rehearse::{json::text, world::runtime};
 use futures::TryStreamExt;
 use intercept::EventFate;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap, networking::v1::Ingress};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::ConfigMap, networking::v1::Ingress};
 use kube::{
     Api, ResourceExt,
     api::{
@@ -103,7 +103,7 @@ fn a_patch_that_names_another_resource_version_conflicts() {
     with_server(|server| async move {
         server
             .create(
-                json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"}, "spec": {}}),
+                json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"}, "spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}}),
             )
             .unwrap();
         let api: Api<Ingress> = Api::default_namespaced(server.client());
@@ -153,6 +153,8 @@ fn a_strategic_dry_run_answers_and_stores_nothing_and_strict_names_unknown_field
             refusal.contains("unknown field \"spec.template.spec.containers[0].imge\""),
             "{refusal}"
         );
+        let nameless = api.patch("web", &params, &overlay(json!({"image": "web:v2"}))).await;
+        assert_eq!(code(nameless).0, 500, "what the real server did not foresee");
         assert_eq!(server.with(|s| s.version()), version);
         params.dry_run = false;
         let refusal = api
@@ -232,6 +234,124 @@ fn an_object_with_finalizers_goes_when_the_last_is_taken_off() {
             api.delete("b", &foreground).await.unwrap().is_left(),
             "waits for the garbage collector"
         );
+    });
+}
+
+#[test]
+fn who_takes_off_the_last_finalizer_hears_the_old_version_and_watches_hear_the_finalizer() {
+    with_server(|server| async move {
+        let api: Api<ConfigMap> = Api::default_namespaced(server.client());
+        let mut object = config_map("a");
+        object.metadata.finalizers = Some(vec!["x/y".into()]);
+        api.create(&PostParams::default(), &object).await.unwrap();
+        let more = Patch::Merge(json!({"metadata": {"finalizers": ["x/y", "x/z"]}}));
+        let left = api.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
+        assert_eq!(
+            code(api.patch("a", &PatchParams::default(), &more).await),
+            (422, "Invalid".into()),
+            "nothing new may hold what is being deleted"
+        );
+        let none = Patch::Merge(json!({"metadata": {"finalizers": []}}));
+        let last = api.patch("a", &PatchParams::default(), &none).await.unwrap();
+        assert_eq!(last.resource_version(), left.resource_version());
+        assert!(last.finalizers().is_empty());
+        let history = server.history(&Key::new("", "configmaps", "default", "a"));
+        let gone = history.last().unwrap();
+        assert_eq!(gone.change, store::ChangeKind::Deleted);
+        assert_eq!(gone.object.pointer("/metadata/finalizers"), Some(&json!(["x/y"])));
+        assert_ne!(last.resource_version(), Some(gone.resource_version.to_string()));
+    });
+}
+
+#[test]
+fn a_lease_is_replaced_at_its_version_and_made_anew_where_it_is_gone() {
+    with_server(|server| async move {
+        let api: Api<Lease> = Api::default_namespaced(server.client());
+        let lease = |version: Option<String>, uid: Option<String>| -> Lease {
+            let metadata = json!({"name": "l", "resourceVersion": version, "uid": uid});
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"holderIdentity": "a"}})).unwrap()
+        };
+        let params = PostParams::default();
+        let made = api.replace("l", &params, &lease(None, None)).await.unwrap();
+        assert_eq!(
+            code(api.replace("l", &params, &lease(None, None)).await),
+            (422, "Invalid".into()),
+            "which version is replaced has to be said"
+        );
+        api.delete("l", &DeleteParams::default()).await.unwrap();
+        let late = lease(made.resource_version(), made.uid());
+        assert_eq!(code(api.replace("l", &params, &late).await), (409, "Conflict".into()));
+        let again = api.replace("l", &params, &lease(made.resource_version(), None)).await;
+        assert_ne!(again.unwrap().uid(), made.uid());
+    });
+}
+
+#[test]
+fn a_custom_resource_is_held_to_its_definition() {
+    with_server(|server| async move {
+        let properties = json!({
+            "spec": {"type": "object", "required": ["a"], "properties": {
+                "a": {"type": "integer", "maximum": 10},
+                "b": {"type": "string", "default": "x", "enum": ["x", "y"]},
+                "c": {"type": "string", "nullable": true},
+                "d": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            }},
+            "status": {"type": "object", "properties": {"phase": {"type": "string", "maxLength": 3}}},
+        });
+        server.define(
+            &json!({"spec": {"group": "canary-operator.dev", "names": {"plural": "canaryreleases"}, "versions": [
+            {"schema": {"openAPIV3Schema": {"type": "object", "required": ["spec"], "properties": properties}}}]}}),
+        );
+        let resource = ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk("canary-operator.dev", "v1alpha1", "CanaryRelease"),
+            "canaryreleases",
+        );
+        let api: Api<DynamicObject> = Api::default_namespaced_with(server.client(), &resource);
+        let object = |spec: Value| -> DynamicObject {
+            serde_json::from_value(json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": "r"}, "spec": spec})).unwrap()
+        };
+        let post = PostParams::default();
+        for (spec, why) in [
+            (json!({}), "spec.a: Required value"),
+            (json!({"a": "1"}), "spec.a in body must be of type integer"),
+            (json!({"a": 11}), "spec.a in body should be less than or equal to 10"),
+            (json!({"a": 1, "b": "z"}), "supported values: \"x\", \"y\""),
+        ] {
+            let refusal = api.create(&post, &object(spec)).await.unwrap_err().to_string();
+            assert!(refusal.contains(why), "{refusal}");
+        }
+        let given = json!({"a": 1, "b": null, "c": null, "d": {"any": "thing"}, "e": 1});
+        let made = api.create(&post, &object(given)).await.unwrap();
+        assert_eq!(
+            made.data["spec"],
+            json!({"a": 1, "b": "x", "c": null, "d": {"any": "thing"}})
+        );
+        let params = PatchParams::default().validation_strict();
+        let misspelt = Patch::Merge(json!({"spec": {"e": 1}}));
+        assert_eq!(code(api.patch("r", &params, &misspelt).await).0, 422);
+        let long = Patch::Merge(json!({"status": {"phase": "long"}}));
+        let refusal = api.patch_status("r", &PatchParams::default(), &long).await;
+        assert_eq!(code(refusal), (422, "Invalid".into()), "a status is held to it too");
+    });
+}
+
+#[test]
+fn a_list_comes_in_pages_that_are_all_of_one_age() {
+    with_server(|server| async move {
+        let api: Api<ConfigMap> = Api::default_namespaced(server.client());
+        for name in ["a", "b", "c"] {
+            api.create(&PostParams::default(), &config_map(name)).await.unwrap();
+        }
+        let first = api.list(&ListParams::default().limit(2)).await.unwrap();
+        assert_eq!(first.metadata.remaining_item_count, Some(1));
+        api.delete("c", &DeleteParams::default()).await.unwrap();
+        let token = first.metadata.continue_.unwrap();
+        let next = ListParams::default().limit(2).continue_token(&token);
+        let second = api.list(&next).await.unwrap();
+        let names: Vec<_> = second.iter().map(ResourceExt::name_any).collect();
+        assert_eq!((names, second.metadata.continue_), (vec!["c".to_owned()], None));
+        server.with(|s| s.compact(s.version()));
+        assert_eq!(code(api.list(&next).await), (410, "Expired".into()));
     });
 }
 

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod common;
+mod conformance;
 mod deletion;
 mod judging;
 mod life_cycle;
