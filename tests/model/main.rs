@@ -140,6 +140,30 @@ fn nothing_goes_wrong_in_a_larger_world() {
     holds("scaling", scale);
 }
 
+/// What is known to go wrong, until it does no more: an operator that took the traffic away and could not record that puts
+/// its own canary Ingress right; where it dies again before that is recorded, the weight counts as settled since long ago.
+#[test]
+fn known_a_weight_that_is_put_right_just_before_a_crash_counts_as_settled() {
+    let back = Size {
+        edits: vec![Edit::NewImage, Edit::OldImage],
+        most_edits: 2,
+        judgements: vec![Judgement::Pass, Judgement::Harm],
+        lag: false,
+        slow: false,
+        ..small()
+    };
+    let amnesia = Size {
+        amnesia: true,
+        slow: false,
+        ..small()
+    };
+    for (name, size) in [("another version and back", back), ("amnesia", amnesia)] {
+        let broken = explore(name, size, Planner::Real);
+        assert!(broken.iter().all(|property| property.starts_with("S6")), "{broken:?}");
+        assert!(!broken.is_empty(), "{name}: mended, so that this test can go");
+    }
+}
+
 #[test]
 fn a_planner_that_does_not_wait_for_nginx_is_found_out() {
     let broken = mistakes(Planner::Hasty);

@@ -906,7 +906,7 @@ impl Release {
                 // Without all pods, the last step's verdicts are what version 1 is replaced on.
                 let proven = weights[0] == 100 || before.passed.is_some();
                 let answers = was.canary.now.as_ref().map_or(0, Deployment::ready) > 0 || !self.is_sound();
-                if !unshifted && !(carried && answers) {
+                if !(unshifted || carried && answers) {
                     broken |= S6;
                 }
                 if !proven {
