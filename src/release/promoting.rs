@@ -74,7 +74,10 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return flow;
     }
     let in_force = rollout.reached.last().map_or(split.weight, |reached| reached.weight);
-    if let Some(why) = contradiction(draft, &mut rollout, in_force) {
+    // A weight that was written and not recorded yet is not the one that the requests were counted under.
+    if draft.live_weight() == in_force
+        && let Some(why) = contradiction(draft, &mut rollout, in_force)
+    {
         return hold_until_deadline(draft, rollout, why);
     }
     resume(draft, &mut rollout);

@@ -14,7 +14,7 @@ use canary_operator::{
     release::{Decide, Decision, Kind, Op, Write, decide},
     routing::Routing,
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -50,7 +50,13 @@ const MUTATIONS: [Mutation; 12] = [
     },
     Mutation {
         bug: "the stable Deployment is replaced at once when promotion begins",
-        decide: |seen, routing, settle, now| decide(seen, routing, settle, hurried(seen, Stage::Promoting, now)),
+        decide: |seen, routing, settle, now| {
+            let promoting = seen
+                .release
+                .rollout()
+                .is_some_and(|rollout| rollout.stage == Stage::Promoting);
+            decide(seen, routing, if promoting { Duration::ZERO } else { settle }, now)
+        },
         caught_by: "S6",
     },
     Mutation {
@@ -155,12 +161,6 @@ const MUTATIONS: [Mutation; 12] = [
         caught_by: "L1",
     },
 ];
-
-/// An hour later while the release is in this stage, so that whatever takes time is over.
-fn hurried(seen: &Observed, stage: Stage, now: Timestamp) -> Timestamp {
-    let there = seen.release.rollout().is_some_and(|rollout| rollout.stage == stage);
-    now + SignedDuration::from_hours(i64::from(there))
-}
 
 fn pods_first(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Timestamp) -> Decision {
     let mut decision = decide(seen, routing, settle, now);
