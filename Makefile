@@ -45,6 +45,10 @@ e2e: ## The real cluster: chart, manifests, every scenario
 
 ## For developers
 
+.PHONY: test-long
+test-long: ## Every fault at every place, 10,000 storms of faults, the larger models (an hour)
+	SWEEP=all SEEDS=10000 MODEL=all cargo test --locked --test sim --test model -- --nocapture
+
 .PHONY: bench-analysis
 bench-analysis: ## How often the judge is wrong and how soon it is right, in 10,000 simulated releases a case (minutes)
 	cargo bench --quiet --locked --bench analysis

@@ -35,6 +35,17 @@ fn describe(error: &kube::Error) -> String {
     }
 }
 
+/// End of what the API server says, as an error of its own, of such an item.
+const NO_MERGE_KEY: &str = "does not contain declared merge key: name";
+
+/// What is wrong with a patch, without the patch itself, which the API server prints as Go does, where the fields are named.
+fn without_echo(message: &str) -> &str {
+    let echoed = message.split_once("Invalid value: \"map[").map(|(_, rest)| rest);
+    let told = echoed.and_then(|rest| rest.split_once("]\": ")).map(|(_, what)| what);
+    told.filter(|what| what.starts_with("strict decoding error"))
+        .unwrap_or(message)
+}
+
 impl CallError {
     /// The object changed since it was read, or is not what was decided on: look again at once.
     #[must_use]
@@ -46,7 +57,13 @@ impl CallError {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         match self {
-            Self::Kube(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => Some(status.message.clone()),
+            // An item of a list without the name by which such items are merged is answered so (v1.34).
+            Self::Kube(kube::Error::Api(status)) if status.message.ends_with(NO_MERGE_KEY) => {
+                Some("a container, port, volume or variable of it has no name".to_owned())
+            }
+            Self::Kube(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
+                Some(without_echo(&status.message).to_owned())
+            }
             _ => None,
         }
     }
@@ -202,6 +219,26 @@ pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_api_server_says_of_a_patch_is_told_without_the_patch() {
+        let status = |code, message: &str| {
+            let status = kube::core::Status::failure(message, "").with_code(code);
+            CallError::Kube(kube::Error::Api(Box::new(status))).refusal()
+        };
+        // As recorded from Kubernetes v1.34 (tests/conformance).
+        let strict = r#" "" is invalid: patch: Invalid value: "map[spec:map[replcas:1]]": strict decoding error: unknown field "spec.replcas""#;
+        assert_eq!(
+            status(422, strict).as_deref(),
+            Some(r#"strict decoding error: unknown field "spec.replcas""#)
+        );
+        let other =
+            r#"Deployment.apps "web" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0"#;
+        assert_eq!(status(422, other).as_deref(), Some(other));
+        let nameless = "map: map[image:web:v2] does not contain declared merge key: name";
+        assert!(status(500, nameless).is_some_and(|why| why.contains("has no name")));
+        assert_eq!(status(500, "etcd leader changed"), None);
+    }
 
     #[test]
     fn requests_are_labelled_by_verb_and_resource_and_never_by_name() {

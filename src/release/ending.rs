@@ -154,12 +154,19 @@ pub(super) fn turn_back(
         Level::Normal
     };
     draft.note(level, "RollingBack", format!("{reason}: {message}"));
+    rollout.exposed = may_be_exposed(&rollout);
     rollout.stage = Stage::RollingBack;
     rollout.outcome = Some(outcome);
     (rollout.reason, rollout.detail) = (Some(reason.to_owned()), Some(message));
     rollout.waiting_since = MicroTime(draft.now);
     draft.status.rollout = Some(rollout);
     Flow::Again
+}
+
+/// Whether requests may have met version 2. An operator that dies after it wrote the first weight has recorded no more than the
+/// stage, and the Ingress may be gone before the next one records anything: the model found pods that went too early.
+fn may_be_exposed(rollout: &Rollout) -> bool {
+    rollout.exposed || matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing)
 }
 
 /// Removes the canary: traffic first.
@@ -381,7 +388,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
         Some(_) => draft.now,
     };
     let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();
-    let exposed = rollout.as_ref().is_some_and(|r| r.exposed);
+    let exposed = rollout.as_ref().is_some_and(may_be_exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
     if ended || overdue || draft.drain(&mut since, exposed, false, "the CanaryRelease is being deleted") {
         if overdue {
@@ -404,6 +411,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
                 "the CanaryRelease is being deleted: version 1 gets all requests back",
             );
         }
+        rollout.exposed = exposed;
         rollout.stage = Stage::RollingBack;
         if rollout.outcome.replace(Outcome::Aborted) != Some(Outcome::Aborted) {
             rollout.waiting_since = MicroTime(draft.now);

@@ -98,6 +98,23 @@ impl Operator {
         })
     }
 
+    /// Deletes the leader's pod as an upgrade does, and waits for the next leader.
+    pub fn delete_pod(&self, within: Duration) -> Result<OperatorPod> {
+        let old = self.until_ready(within, |_| true)?;
+        self.ask(&["delete", "pod", &old.name, "--wait=false"])?;
+        self.until_ready(within, |pod| pod.identity != old.identity)
+    }
+
+    /// What `/readyz` answers, by pod.
+    pub fn readiness(&self) -> Result<Vec<(String, String)>> {
+        let names = self.ask(&["get", "pods", SELECTOR, "--output=jsonpath={.items[*].metadata.name}"])?;
+        let answers = names.split_whitespace().map(|name| {
+            let path = format!("--raw=/api/v1/namespaces/{NAME}/pods/{name}:8080/proxy/readyz");
+            Ok((name.to_owned(), self.ask(&["get", &path])?))
+        });
+        answers.collect()
+    }
+
     /// Deletes the leader's pod as if its node had died, and waits for the next leader.
     pub fn delete_pod_by_force(&self, within: Duration) -> Result<()> {
         let old = self.until_ready(within, |_| true)?;

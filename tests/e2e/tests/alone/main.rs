@@ -4,4 +4,5 @@
 mod budget;
 mod counted;
 mod judging;
+mod leading;
 mod operator_killed;
