@@ -2,7 +2,7 @@
 
 use crate::api::CanaryReleaseStatus;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -35,12 +35,21 @@ impl Decision {
         let Some(rollout) = self.status.rollout.as_mut().filter(|_| steers) else {
             return;
         };
+        let late = written.duration_since(decided);
+        let shift = |at: &mut Timestamp| *at = at.saturating_add(late).unwrap_or(*at);
         for since in [&mut rollout.weight_since, &mut rollout.drained_since] {
             if let Some(MicroTime(since)) = since
                 && *since == decided
             {
                 *since = written;
             }
+        }
+        // The step's end counts from there: the next round would find it elsewhere, and write it again.
+        if rollout.waiting_since.0 > decided {
+            shift(&mut rollout.waiting_since.0);
+        }
+        if let Some(Time(at)) = &mut self.status.next_advance_at {
+            shift(at);
         }
     }
 }

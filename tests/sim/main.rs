@@ -16,7 +16,10 @@ mod scenario;
 mod starting;
 mod sweep;
 
-use canary_operator::rehearse::server::intercept::Record;
+use canary_operator::rehearse::server::{
+    intercept::{Before, Interceptor, Record},
+    routes::Call,
+};
 use faults::Kill;
 use scenario::{Run, Scenario, play};
 
@@ -202,6 +205,32 @@ fn a_five_step_release_stays_within_its_request_budget() {
     }
     println!("{} requests: {counts:#?}", run.records.len());
     assert!(run.records.len() <= 64, "{counts:#?}");
+}
+
+/// Lets each of the operator's writes take as long as it does on a real cluster.
+struct Slow;
+
+impl Interceptor for Slow {
+    fn before(&self, call: &Call) -> Before {
+        match &*call.client == "operator" && call.is_write() {
+            true => Before::Delay(std::time::Duration::from_millis(15)),
+            false => Before::Pass,
+        }
+    }
+}
+
+/// A cluster's latency made each step's status be written twice: 65 requests instead of 59.
+#[test]
+fn writes_that_take_their_time_cost_no_further_requests() {
+    let run = lab::lab(async |lab| {
+        lab.world.server.intercept(Slow);
+        lab.start(Scenario::FiveSteps);
+        lab.ended().await;
+        lab.pass(120).await;
+    });
+    check(&run);
+    let at_once = play(Scenario::FiveSteps, 1, None);
+    assert_eq!(run.records.len(), at_once.records.len());
 }
 
 fn is_operators_write(record: &Record) -> bool {
