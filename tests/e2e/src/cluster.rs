@@ -125,7 +125,11 @@ impl Cluster {
 
     /// Kills the processes of the container with this id by signal 9; false where the node's processes are out of reach.
     pub fn kill_container(&self, container: &str) -> Result<bool> {
-        let (Some(processes), Some(mut kill)) = (self.processes(container)?, self.on_node("kill", &["-9"])) else {
+        // Those that nginx was about to end, or that go with the first of them, are gone when it is their turn.
+        let script = r#"for process; do kill -9 "$process" 2>/dev/null || [ ! -d "/proc/$process" ] || exit 1; done"#;
+        let (Some(processes), Some(mut kill)) =
+            (self.processes(container)?, self.on_node("sh", &["-c", script, "kill"]))
+        else {
             return Ok(false);
         };
         output(kill.args(&processes))?;
