@@ -17,6 +17,7 @@ const SELECTOR: &str = "--selector=app.kubernetes.io/name=ingress-nginx,app.kube
 const PORT: &str = "10254";
 /// What the names of their metrics begin with.
 const PREFIX: &str = "nginx_ingress_controller_";
+const LAST_RELOAD: &str = "nginx_ingress_controller_config_last_reload_successful_timestamp_seconds";
 const TO_COME_BACK: Duration = Duration::from_secs(90);
 
 /// A controller's pod at one moment.
@@ -62,11 +63,7 @@ fn until_replaced(cluster: &Cluster, old: &[Pod]) -> Result<()> {
 pub fn counted(cluster: &Cluster, namespace: &str, canary: &str) -> Result<BTreeMap<(String, String), u64>> {
     let mut counted = BTreeMap::new();
     for pod in pods(cluster)? {
-        let path = format!(
-            "--raw=/api/v1/namespaces/{NAMESPACE}/pods/{}:{PORT}/proxy/metrics",
-            pod.name
-        );
-        for Sample { name, labels, value } in parse(&cluster.ask(&["get", &path])?)? {
+        for Sample { name, labels, value } in samples(cluster, &pod)? {
             let label = |name: &str| labels.get(name).map_or("", String::as_str);
             if let Some(family) = name.strip_prefix(PREFIX)
                 && (label("namespace"), label("canary")) == (namespace, canary)
@@ -78,6 +75,26 @@ pub fn counted(cluster: &Cluster, namespace: &str, canary: &str) -> Result<BTree
         }
     }
     Ok(counted)
+}
+
+/// When each controller last reloaded nginx: what hung in a worker that a reload ended may never be counted.
+pub fn reloads(cluster: &Cluster) -> Result<Vec<u64>> {
+    let mut reloads = Vec::new();
+    for pod in pods(cluster)? {
+        let mut samples = samples(cluster, &pod)?.into_iter();
+        let at = samples.find(|sample| sample.name == LAST_RELOAD);
+        let at = at.with_context(|| format!("{} does not say when it last reloaded", pod.name))?;
+        reloads.push(at.value as u64);
+    }
+    Ok(reloads)
+}
+
+fn samples(cluster: &Cluster, pod: &Pod) -> Result<Vec<Sample>> {
+    let path = format!(
+        "--raw=/api/v1/namespaces/{NAMESPACE}/pods/{}:{PORT}/proxy/metrics",
+        pod.name
+    );
+    parse(&cluster.ask(&["get", &path])?)
 }
 
 /// Kills the controllers' processes with signal 9, and waits until the kubelet has started the next ones in the same pods,
