@@ -170,6 +170,7 @@ impl Parser {
         self.held = held;
     }
 
+    /// Its first [`LONGEST_LINE`] bytes are all that is held of one that arrives in pieces.
     fn too_long(&mut self, line: &[u8]) {
         self.tally.lines += 1;
         if self.wanted(blank(line)).is_some() {
@@ -197,7 +198,7 @@ impl Parser {
     fn line(&mut self, line: &[u8], each: &mut impl FnMut(Sample<'_>)) {
         // As long as one that arrived in pieces may be: how the bytes were cut must not matter.
         if line.len() > LONGEST_LINE {
-            return self.too_long(line);
+            return self.too_long(line.get(..LONGEST_LINE).unwrap_or(line));
         }
         self.tally.lines += 1;
         let line = blank(line);
@@ -499,6 +500,14 @@ mod tests {
                 "pieces of {size}"
             );
         }
+    }
+
+    /// Found by fuzzing.
+    #[test]
+    fn a_name_behind_more_blanks_than_are_held_is_not_seen_however_the_line_arrives() {
+        let line = [" ".repeat(LONGEST_LINE).as_bytes(), b"x_requests 1"].concat();
+        let chunks: Vec<_> = line.chunks(1000).collect();
+        assert_eq!(read(&chunks), read(&[&line]));
     }
 
     /// Cuts a text wherever the sizes say.
