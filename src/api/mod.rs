@@ -47,6 +47,11 @@ pub const LABEL_REVISION: &str = "canary-operator.dev/revision";
 /// so that an operator that died before recording the step finds out where traffic stands.
 pub const ANNOTATION_STEP: &str = "canary-operator.dev/step";
 
+/// Annotation on a canary Ingress: since when it leads requests as it does, to the microsecond. Written together with what it
+/// leads, so that a weight that was put right just before the operator died does not count as known to nginx (the model found
+/// that).
+pub const ANNOTATION_SINCE: &str = "canary-operator.dev/since";
+
 /// Annotation by which a person commands a running release; see [`crate::release`]'s commands. The operator removes it.
 pub const ANNOTATION_COMMAND: &str = "canary-operator.dev/command";
 

@@ -1,4 +1,4 @@
-//! What this process knows about releases beyond what the watch has shown. Losing it costs nothing but a request.
+//! What this process knows about releases beyond what the watch has shown. It is gone when another begins to lead.
 
 use crate::{api::CanaryRelease, observe::older};
 use kube::ResourceExt;
@@ -15,12 +15,14 @@ pub(super) struct Memory(Mutex<BTreeMap<(String, String), Entry>>);
 struct Entry {
     /// What our last write left, until the cache shows it or something newer.
     written: Option<Arc<CanaryRelease>>,
+    /// A round of it went through.
+    looked: bool,
     failures: u32,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.written.is_none() && self.failures == 0
+        self.written.is_none() && !self.looked && self.failures == 0
     }
 }
 
@@ -69,5 +71,20 @@ impl Memory {
     /// A round went through.
     pub fn succeeded(&self, namespace: &str, name: &str) {
         self.change(namespace, name, |entry| entry.failures = 0);
+    }
+
+    /// Whether no round of the release went through yet, since it began.
+    pub fn first_look(&self, namespace: &str, name: &str) -> bool {
+        self.change(namespace, name, |entry| !entry.looked)
+    }
+
+    /// A round of a release under way went through.
+    pub fn looked(&self, namespace: &str, name: &str) {
+        self.change(namespace, name, |entry| entry.looked = true);
+    }
+
+    /// The release has nothing to do any more.
+    pub fn rests(&self, namespace: &str, name: &str) {
+        self.change(namespace, name, |entry| entry.looked = false);
     }
 }

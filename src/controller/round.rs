@@ -55,6 +55,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     .await?;
     settings.metrics.judged(&judged);
     seen.judged = judged;
+    seen.first_look = context.memory.first_look(&namespace, &name);
     seen.servers = context.judging.servers();
     let decided = settings.clock.now();
     let mut decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, decided);
@@ -90,6 +91,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
         context.judging.stop(&namespace, &name);
+        context.memory.rests(&namespace, &name);
+    } else {
+        context.memory.looked(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
 }

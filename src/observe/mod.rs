@@ -25,6 +25,8 @@ use std::{collections::BTreeMap, sync::Arc};
 pub struct Observed {
     /// The release itself.
     pub release: Arc<CanaryRelease>,
+    /// Whether this operator decides about the release for the first time: it has just begun to lead, or the release has.
+    pub first_look: bool,
     /// The target Deployment.
     pub stable: Option<Workload>,
     /// Every Service of the namespace.

@@ -55,6 +55,7 @@ pub async fn observe(
         .filter_map(|d| read(d))
         .collect();
     let mut seen = Observed {
+        first_look: false,
         stable,
         services: view.services(),
         ingresses: view.ingresses(),

@@ -75,7 +75,7 @@ impl<'a> Draft<'a> {
         status.observed_generation = seen.release.metadata.generation;
         status.next_advance_at = None;
         let phase = status.phase.unwrap_or(Phase::Pending);
-        Self {
+        let mut draft = Self {
             seen,
             routing,
             settle,
@@ -85,6 +85,22 @@ impl<'a> Draft<'a> {
             steered: None,
             phase,
             reason: "Pending",
+        };
+        draft.count_from_the_last_write();
+        draft
+    }
+
+    /// An operator that died after it put a canary Ingress right had not recorded since when its weight is in force.
+    fn count_from_the_last_write(&mut self) {
+        let written = self.own_ingresses().filter_map(|ingress| self.routing.since(ingress));
+        // Another clock's future, or somebody's, would hold the release for as long.
+        let written = written.filter(|written| *written <= self.now).max();
+        if let Some(rollout) = &mut self.status.rollout
+            && let (Some(since), Some(written)) = (&mut rollout.weight_since, written)
+            && since.0 < written
+        {
+            *since = MicroTime(written);
+            rollout.proven = None;
         }
     }
 
@@ -309,6 +325,14 @@ impl<'a> Draft<'a> {
         self.steering(rollout, split).into_iter().map(|(name, _)| name).next()
     }
 
+    /// A canary Ingress that is not there.
+    pub fn missing(&self, rollout: &Rollout) -> Option<String> {
+        let suffix = rollout.suffix();
+        let own: Vec<_> = self.own_ingresses().map(|ingress| ingress.name_any()).collect();
+        let mut wanted = rollout.ingresses.iter().map(|stable| format!("{stable}{suffix}"));
+        wanted.find(|name| !own.contains(name))
+    }
+
     /// What it takes until every canary Ingress expresses `split`, by name.
     fn steering(&self, rollout: &Rollout, split: Split) -> Vec<(String, Op)> {
         let suffix = rollout.suffix();
@@ -322,6 +346,7 @@ impl<'a> Draft<'a> {
             services,
             split,
             traffic: self.seen.release.spec.traffic.as_ref(),
+            since: self.now,
         };
         let stable = self.seen.ingresses.iter();
         let stable = stable.filter(|i| rollout.ingresses.contains(&i.name_any()));

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Resource, ResourceExt};
 
 const TAMPERED: &str = "CanaryIngressChanged";
+const GONE: &str = "CanaryIngressGone";
 
 /// A release that may not raise the weight: version 2 or version 1 has nobody to answer.
 pub(super) fn unready(draft: &Draft<'_>, rollout: &Rollout) -> Option<(&'static str, String)> {
@@ -121,6 +122,15 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
         return None;
     }
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
+    if draft.seen.first_look
+        && let Some(gone) = draft.missing(&rollout)
+    {
+        // Whoever died while turning back had not recorded why. To lead requests there again would be to forget it.
+        let message = format!(
+            "Ingress {gone} was gone when this operator began to lead: it was deleted while none did, or the one before had begun to turn back and could not record why (its log says)"
+        );
+        return Some(ending::turn_back(draft, rollout, Outcome::RolledBack, GONE, message));
+    }
     let watching = draft.held_for(TAMPERED) && !rest.is_zero();
     let stray = draft.strays(&rollout, split);
     if !watching && stray.is_none() {

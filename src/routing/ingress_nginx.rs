@@ -7,10 +7,14 @@ mod stable;
 
 use super::{Route, Routing, Services, Split, leads_to};
 use crate::{
-    api::{ANNOTATION_STEP, Header, Weight},
+    api::{ANNOTATION_SINCE, ANNOTATION_STEP, Header, Weight},
     render::Owner,
 };
-use k8s_openapi::api::networking::v1::{HTTPIngressRuleValue, Ingress};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::networking::v1::{HTTPIngressRuleValue, Ingress},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use kube::ResourceExt;
 use serde_json::{Map, Value, json};
 
@@ -84,6 +88,7 @@ impl IngressNginx {
             annotations.insert(self.key(COOKIE), json!(cookie));
         }
         annotations.insert(ANNOTATION_STEP.to_owned(), json!(route.split.step.to_string()));
+        annotations.insert(ANNOTATION_SINCE.to_owned(), json!(MicroTime(route.since)));
         let copied = HONOURED
             .iter()
             .map(|name| self.key(name))
@@ -127,7 +132,8 @@ impl Routing for IngressNginx {
             .and_then(Value::as_object)
             .unwrap_or(&empty);
         let mut annotations = Map::new();
-        for (key, value) in wanted_annotations {
+        // When it is written is no reason to write it.
+        for (key, value) in wanted_annotations.iter().filter(|(key, _)| *key != ANNOTATION_SINCE) {
             if live.annotations().get(key).map(String::as_str) != value.as_str() {
                 annotations.insert(key.clone(), value.clone());
             }
@@ -140,9 +146,6 @@ impl Routing for IngressNginx {
             annotations.insert(key.clone(), Value::Null);
         }
         let mut patch = Map::new();
-        if !annotations.is_empty() {
-            patch.insert("metadata".to_owned(), json!({"annotations": annotations}));
-        }
         let live_spec = json!(live.spec);
         let wanted_spec = wanted.get("spec").cloned().unwrap_or_default();
         if live_spec != wanted_spec {
@@ -155,12 +158,22 @@ impl Routing for IngressNginx {
             }
             patch.insert("spec".to_owned(), spec);
         }
-        (!patch.is_empty()).then_some(Value::Object(patch))
+        if annotations.is_empty() && patch.is_empty() {
+            return None;
+        }
+        let since = wanted_annotations.get(ANNOTATION_SINCE);
+        annotations.extend(since.map(|since| (ANNOTATION_SINCE.to_owned(), since.clone())));
+        patch.insert("metadata".to_owned(), json!({"annotations": annotations}));
+        Some(Value::Object(patch))
     }
 
     fn is_canary(&self, ingress: &Ingress) -> bool {
         self.annotation(ingress, CANARY)
             .is_some_and(|v| ["1", "t", "T", "true", "TRUE", "True"].contains(&v))
+    }
+
+    fn since(&self, live: &Ingress) -> Option<Timestamp> {
+        live.annotations().get(ANNOTATION_SINCE)?.parse().ok()
     }
 
     fn split(&self, live: &Ingress) -> Split {
@@ -294,6 +307,7 @@ mod tests {
             services,
             split,
             traffic,
+            since: Timestamp::UNIX_EPOCH,
         };
         IngressNginx::default().canary(&stable(), "shop-v2", &owner, route)
     }
@@ -359,6 +373,7 @@ mod tests {
             &for_testers(json!({"cookie": "canary"})),
         );
         let expected = json!({"metadata": {"annotations": {
+            "canary-operator.dev/since": "1970-01-01T00:00:00.000000Z",
             "nginx.ingress.kubernetes.io/canary-by-cookie": "canary",
             "nginx.ingress.kubernetes.io/canary-by-header": null,
             "nginx.ingress.kubernetes.io/canary-by-header-value": null,
@@ -387,6 +402,7 @@ mod tests {
             .correction(&live(canary("0.01", 1)), &canary("5", 2))
             .unwrap();
         let expected = json!({"metadata": {"annotations": {
+            "canary-operator.dev/since": "1970-01-01T00:00:00.000000Z",
             "nginx.ingress.kubernetes.io/canary-weight": "5",
             "nginx.ingress.kubernetes.io/canary-weight-total": null,
             "canary-operator.dev/step": "2",
@@ -411,7 +427,10 @@ mod tests {
             .unwrap();
         assert_eq!(
             patch["metadata"]["annotations"],
-            json!({"nginx.ingress.kubernetes.io/canary-by-cookie": null})
+            json!({
+                "canary-operator.dev/since": "1970-01-01T00:00:00.000000Z",
+                "nginx.ingress.kubernetes.io/canary-by-cookie": null,
+            })
         );
         assert_eq!(patch["spec"]["tls"], Value::Null);
     }

@@ -8,6 +8,7 @@ use crate::{
     api::{Traffic, Weight},
     render::Owner,
 };
+use jiff::Timestamp;
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
 use serde_json::Value;
 
@@ -29,6 +30,8 @@ pub struct Route<'a> {
     pub split: Split,
     /// For whom whatever the proportion is.
     pub traffic: Option<&'a Traffic>,
+    /// Since when, noted beside it where that takes a write.
+    pub since: Timestamp,
 }
 
 /// Turns a route into objects of one kind of controller, and reads it back from them.
@@ -41,6 +44,9 @@ pub trait Routing: Send + Sync {
 
     /// Whether an Ingress is somebody's canary rather than a route of its own.
     fn is_canary(&self, ingress: &Ingress) -> bool;
+
+    /// Since when a live canary Ingress leads requests as it does, where it says so.
+    fn since(&self, live: &Ingress) -> Option<Timestamp>;
 
     /// The split that a live canary Ingress expresses, as its controller reads it.
     fn split(&self, live: &Ingress) -> Split;

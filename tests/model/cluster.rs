@@ -47,7 +47,7 @@ impl<T: Clone + PartialEq> Tracked<T> {
     }
 
     /// Somebody else's write: the cache may show it only later.
-    fn changed(&mut self, to: T, lags: bool) {
+    pub fn changed(&mut self, to: T, lags: bool) {
         if self.now == to {
             return;
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{self, CANARY, Cluster, Deployment, Health, Nginx, SHOP, Side, Tracked, bit, patched, weight},
-    objects::{Object, age, ago, normal, now, older},
+    objects::{Object, age, ago, normal, now, older, older_ingress, without_recorded_since},
     planner::{Decided, Judgement, Mind, NEWEST, Planner, Step},
 };
 use canary_operator::{
@@ -39,6 +39,8 @@ pub enum Edit {
     Scale(usize),
     /// The stable Deployment gets another image past the operator.
     Hotfix,
+    /// The canary Ingress is deleted.
+    Prune,
 }
 
 /// What happens next.
@@ -92,6 +94,10 @@ pub struct State {
     pub passed: Option<u8>,
     /// Whether the judge has proof of harm, which it goes on saying until it starts anew.
     pub harmed: bool,
+    /// Whether traffic was taken away for harm.
+    pub condemned: bool,
+    /// Whether the operator has just started: no round of it went through.
+    pub first: bool,
     /// The largest weight of this release so far: somebody else's change may be put right up to that.
     pub peak: u8,
     /// Edits that are left to the users.
@@ -111,7 +117,7 @@ macro_rules! laws {
 
 laws! {
     S1 = 0, "S1: a weight rises only on a fresh pass";
-    S2 = 1, "S2: a weight never rises on missing data or harm";
+    S2 = 1, "S2: a weight never rises on missing data, on harm or after it";
     S4 = 2, "S4: requests go to version 2 only while it has ready endpoints, and version 1 always has one";
     S5 = 3, "S5: pods go only after nginx knows that no request goes there";
     S6 = 4, "S6: version 1 is replaced, has its requests back, and only then version 2 goes";
@@ -141,8 +147,6 @@ pub struct Size {
     pub flap: bool,
     /// Whether version 2's pods may crash.
     pub crash_loop: bool,
-    /// Whether the operator may die between taking the traffic away and recording why.
-    pub amnesia: bool,
     /// Whether time passes between a decision and its writes.
     pub slow: bool,
 }
@@ -222,6 +226,8 @@ impl Model for Release {
             operator: Operator::Idle,
             passed: None,
             harmed: false,
+            condemned: false,
+            first: true,
             peak: 0,
             edits: self.size.most_edits,
             broken: 0,
@@ -257,11 +263,8 @@ impl Model for Release {
             // What others do meanwhile matters where it is in the way of what is left to do.
             Operator::Acting { decided, next, .. } => {
                 actions.push(Action::Act);
+                actions.push(Action::Crash);
                 let left = &decided.steps[*next..];
-                let unrecorded = *next > 0 && decided.takes_traffic && matches!(left, [Step::Status, ..]);
-                if !unrecorded || self.size.amnesia {
-                    actions.push(Action::Crash);
-                }
                 let of_release = !matches!(left.first(), Some(Step::Write(write)) if write.kind != Kind::CanaryRelease);
                 if self.size.unheard && !of_release {
                     actions.push(Action::ActUnheard);
@@ -451,6 +454,7 @@ impl Release {
                 next.operator = Operator::Idle;
                 // What the judge said last is lost with the operator, unless that was written down.
                 next.harmed = false;
+                next.first = true;
                 next.passed = next.passed.or_else(|| recorded_pass(cluster.release.now.as_ref()?));
                 cluster.catch_up();
             }
@@ -486,7 +490,7 @@ impl Release {
             }
         }
         if next.cluster.canary.now.is_none() {
-            next.peak = 0;
+            (next.peak, next.condemned) = (0, false);
         }
         if next.operator == Operator::Idle && !self.judged(&next) {
             next.harmed = false;
@@ -494,6 +498,7 @@ impl Release {
         if self.rests(&next) {
             next.cluster.catch_up();
         }
+        next.forget();
         if self.is_sound() {
             let canary = next.cluster.canary.now.as_ref().map_or(0, Deployment::ready);
             let stable = next.cluster.stable.now.as_ref().map_or(0, Deployment::ready);
@@ -510,7 +515,7 @@ impl Release {
     }
 
     fn round(&self, next: &mut State, judgement: Judgement) -> Option<()> {
-        let decided = self.mind.look(&next.cluster, judgement)?;
+        let decided = self.mind.look(&next.cluster, judgement, next.first)?;
         match judgement {
             Judgement::Silent => {}
             Judgement::Pass => next.passed = Some(0),
@@ -518,6 +523,7 @@ impl Release {
         }
         next.harmed = judgement == Judgement::Harm;
         if decided.steps.is_empty() {
+            next.first = false;
             return Some(());
         }
         let at_once = decided.steps.len() == 1 && !matches!(decided.steps[0], Step::Write(_));
@@ -560,6 +566,7 @@ impl Release {
                 .or_else(|| recorded_pass(state.cluster.release.now.as_ref()?));
         }
         let last = next + 1 == decided.steps.len();
+        state.first &= !(done.is_some() && heard && last);
         state.operator = match done {
             Some(moves) if heard && !last => Operator::Acting {
                 decided,
@@ -581,6 +588,11 @@ impl Release {
                 *release = self.older(release);
             }
         }
+        for ingress in [Some(&mut cluster.ingress.now), cluster.ingress.seen.as_mut()] {
+            if let Some(Some(ingress)) = ingress {
+                *ingress = older_ingress(ingress);
+            }
+        }
         if cluster.release.seen.as_ref() == Some(&cluster.release.now) {
             cluster.release.catch_up();
         }
@@ -595,6 +607,15 @@ impl Release {
 
     fn edit(&self, next: &mut State, edit: Edit) -> Option<()> {
         let lags = self.size.lag;
+        if edit == Edit::Prune {
+            // Between a look and its write nobody could keep what is written from being wrong.
+            if next.operator != Operator::Idle {
+                return None;
+            }
+            next.cluster.ingress.now.as_ref()?;
+            next.cluster.ingress.changed(None, lags);
+            return Some(());
+        }
         if let Edit::Scale(_) | Edit::Hotfix = edit {
             let stable = next.cluster.stable.now.as_ref()?;
             let patch = match edit {
@@ -637,7 +658,7 @@ impl Release {
                 let at = format!("/metadata/annotations/{}", ANNOTATION_COMMAND.replace('/', "~1"));
                 set(&mut value, &at, json!(format!("abort/{revision}")));
             }
-            Edit::Scale(_) | Edit::Hotfix => return None,
+            Edit::Scale(_) | Edit::Hotfix | Edit::Prune => return None,
         }
         if value == *release.value() {
             return None;
@@ -652,6 +673,27 @@ impl Release {
 }
 
 impl State {
+    /// Drops what makes no difference any more.
+    fn forget(&mut self) {
+        let release = &self.cluster.release;
+        let stage = |release: &Object| text(release.value(), "/status/rollout/stage").to_owned();
+        let stages = [Some(&release.now), release.seen.as_ref()]
+            .into_iter()
+            .flatten()
+            .flatten();
+        // Ingresses are put right in these alone.
+        self.first &= stages
+            .map(stage)
+            .any(|stage| ["Stepping", "Promoting"].contains(&stage.as_str()));
+        if let (Some(now), None) = (&release.now, &release.seen) {
+            for ingress in [Some(&mut self.cluster.ingress.now), self.cluster.ingress.seen.as_mut()] {
+                if let Some(Some(ingress)) = ingress {
+                    *ingress = without_recorded_since(ingress, now);
+                }
+            }
+        }
+    }
+
     /// An object was written that the round in flight may be about to write.
     fn moved(&mut self, bits: u8) {
         if let Operator::Acting { moved, .. } = &mut self.operator {
@@ -878,11 +920,15 @@ impl Release {
                     if rises && before.passed.is_none() {
                         broken |= S1;
                     }
-                    if (rises && decided.judgement == Judgement::NoData) || decided.judgement == Judgement::Harm {
+                    if (rises && decided.judgement == Judgement::NoData)
+                        || decided.judgement == Judgement::Harm
+                        || before.condemned
+                    {
                         broken |= S2;
                     }
                     after.peak = before.peak.max(new);
                 }
+                after.condemned |= new < old && decided.judgement == Judgement::Harm;
                 let promotes = rollout.is_some_and(|r| matches!(r.stage, Stage::Promoting | Stage::Finishing));
                 if !(self.weights().contains(&new) || (new == 100 && promotes)) {
                     broken |= S7;

@@ -153,6 +153,30 @@ fn put(value: &mut Value, at: &str, to: Value) {
     }
 }
 
+/// Where a canary Ingress says since when it leads requests as it does.
+const SINCE: &str = "/metadata/annotations/canary-operator.dev~1since";
+
+/// The canary Ingress a tick later.
+pub fn older_ingress(ingress: &Object) -> Object {
+    match ingress.value().pointer(SINCE).and_then(Value::as_str) {
+        Some(since) => {
+            let older = written((age(since) + 1).min(4));
+            ingress.with(|value| put(value, SINCE, older))
+        }
+        None => ingress.clone(),
+    }
+}
+
+/// The canary Ingress without what the release's status says as well, or later.
+pub fn without_recorded_since(ingress: &Object, release: &Object) -> Object {
+    let at = |object: &Object, at: &str| object.value().pointer(at).and_then(Value::as_str).map(age);
+    let recorded = at(release, "/status/rollout/weightSince");
+    match (at(ingress, SINCE), recorded) {
+        (Some(written), Some(recorded)) if recorded <= written => ingress.with(|value| drop(remove(value, SINCE))),
+        _ => ingress.clone(),
+    }
+}
+
 /// The release without what no decision rests on.
 pub fn normal(mut release: Value) -> Object {
     for gone in [

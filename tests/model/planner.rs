@@ -6,7 +6,9 @@ use crate::{
 };
 use canary_operator::{
     analysis::Judged,
-    api::{ANNOTATION_COMMAND, CanaryRelease, CheckStatus, FINALIZER, LABEL_REVISION, Stage, Verdict},
+    api::{
+        ANNOTATION_COMMAND, ANNOTATION_SINCE, CanaryRelease, CheckStatus, FINALIZER, LABEL_REVISION, Stage, Verdict,
+    },
     observe::{Class, Observed, Survey, Workload},
     rehearse::{
         json::text,
@@ -57,6 +59,10 @@ pub enum Planner {
     Clinging,
     /// Forgets when the canary Ingress was deleted.
     Forgetful,
+    /// Does not read since when the canary Ingress leads requests as it does.
+    Dateless,
+    /// Takes a look after a start for one like any other.
+    Unaware,
 }
 
 /// What the judge says at a look.
@@ -79,6 +85,7 @@ struct Look {
     ingress: Option<Object>,
     ready: [usize; 2],
     failing: bool,
+    first: bool,
     stale: [bool; 5],
     judgement: Judgement,
 }
@@ -107,8 +114,6 @@ pub struct Decided {
     pub rolled_out: bool,
     /// Pods of version 1, as seen.
     pub replicas: usize,
-    /// Whether it begins to give version 1 all requests back.
-    pub takes_traffic: bool,
     /// Whether the release was seen at its newest version.
     pub current: bool,
 }
@@ -211,7 +216,8 @@ impl Mind {
 
     /// One round up to its first write; nothing where the release is gone or at rest, or the API server is asked first
     /// what version 2's template is and refuses, for the Deployment is not the one that was seen.
-    pub fn look(&self, cluster: &Cluster, judgement: Judgement) -> Option<Arc<Decided>> {
+    /// `first`, if the operator has just started.
+    pub fn look(&self, cluster: &Cluster, judgement: Judgement, first: bool) -> Option<Arc<Decided>> {
         let object = cluster.release.shown().clone()?;
         let read = self.read(&object, cluster.release.is_stale());
         if read.at_rest {
@@ -249,6 +255,7 @@ impl Mind {
             ingress: cluster.ingress.shown().clone(),
             ready: cluster.endpoints,
             failing: watched && cluster.canary.shown().as_ref().is_some_and(pods_fail),
+            first,
             stale: cluster.stale(),
             judgement,
         };
@@ -265,6 +272,10 @@ impl Mind {
         let mut wait = settle();
         match self.planner {
             Planner::Hasty => wait = Duration::ZERO,
+            Planner::Unaware => seen.first_look = false,
+            Planner::Dateless => seen.ingresses.iter_mut().for_each(|ingress| {
+                Arc::make_mut(ingress).annotations_mut().remove(ANNOTATION_SINCE);
+            }),
             Planner::Trusting if look.judgement == Judgement::NoData => {
                 seen.judged = judged(read, &seen.ingresses, Judgement::Pass);
             }
@@ -329,12 +340,6 @@ impl Mind {
             paused: read.release.spec.paused,
             rolled_out,
             replicas,
-            takes_traffic: decision
-                .status
-                .rollout
-                .as_ref()
-                .is_some_and(|r| r.stage == Stage::RollingBack)
-                && read.release.rollout().is_some_and(|r| r.stage != Stage::RollingBack),
             current: !look.stale[0],
             decision,
         }
@@ -360,6 +365,7 @@ impl Mind {
         let class = Class::Of("k8s.io/ingress-nginx".to_owned());
         Observed {
             release: read.release.clone(),
+            first_look: look.first,
             stable: look.stable.as_ref().map(|stable| self.workload(stable, stable_stale)),
             services,
             own_deployments: own.collect(),

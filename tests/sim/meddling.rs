@@ -5,17 +5,21 @@ use crate::{
     properties,
     scenario::{NAMESPACE, Run, Scenario, release_key},
 };
-use canary_operator::rehearse::{
-    Key,
-    actors::behaviour::Behaviour,
-    json::text,
-    server::{
-        error::{Cause, invalid},
-        intercept::{After, Before, EventFate, Interceptor, Outcome},
-        routes::Call,
-        store::Version,
+use canary_operator::{
+    rehearse::{
+        Key,
+        actors::behaviour::Behaviour,
+        json::text,
+        server::{
+            error::{Cause, invalid},
+            intercept::{After, Before, EventFate, Interceptor, Outcome},
+            routes::Call,
+            store::Version,
+        },
     },
+    release::decide,
 };
+use kube::ResourceExt;
 use serde_json::json;
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -360,44 +364,11 @@ fn a_release_made_anew_under_its_old_name_starts_from_the_beginning() {
 
 #[test]
 fn an_object_that_cannot_be_read_and_one_that_makes_a_round_panic_keep_nobody_waiting() {
-    use canary_operator::{
-        render::Owner,
-        routing::{IngressNginx, Route, Routing, Split},
-    };
-    use k8s_openapi::api::networking::v1::Ingress;
-    struct Panics(IngressNginx);
-    impl Routing for Panics {
-        fn canary(&self, stable: &Ingress, name: &str, owner: &Owner, route: Route<'_>) -> serde_json::Value {
-            assert_ne!(owner.name, "bad", "a bug");
-            self.0.canary(stable, name, owner, route)
-        }
-        fn correction(&self, live: &Ingress, wanted: &serde_json::Value) -> Option<serde_json::Value> {
-            self.0.correction(live, wanted)
-        }
-        fn is_canary(&self, ingress: &Ingress) -> bool {
-            self.0.is_canary(ingress)
-        }
-        fn split(&self, live: &Ingress) -> Split {
-            self.0.split(live)
-        }
-        fn exposes(&self, live: &Ingress) -> bool {
-            self.0.exposes(live)
-        }
-        fn pins_clients(&self, stable: &Ingress) -> bool {
-            self.0.pins_clients(stable)
-        }
-        fn misread_canary<'a>(&self, ingress: &'a Ingress) -> Option<&'a str> {
-            self.0.misread_canary(ingress)
-        }
-        fn unserved(&self, ingress: &Ingress, controller: Option<&str>) -> Option<String> {
-            self.0.unserved(ingress, controller)
-        }
-        fn cautions(&self, stable: &Ingress, service: &str) -> Vec<String> {
-            self.0.cautions(stable, service)
-        }
-    }
     let change = |mut settings: canary_operator::controller::Settings| {
-        settings.routing = std::sync::Arc::new(Panics(IngressNginx::default()));
+        settings.decide = |seen, routing, settle, now| {
+            assert_ne!(seen.release.name_any(), "bad", "a bug");
+            decide(seen, routing, settle, now)
+        };
         settings
     };
     let run = lab_with(change, async |lab| {

@@ -12,6 +12,7 @@ use crate::{
     render::Owner,
     routing::{Route, Routing, Services, Split},
 };
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::Service, networking::v1::Ingress},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
@@ -132,6 +133,8 @@ pub fn questions(seen: &Observed, routing: &dyn Routing) -> Option<Questions> {
         },
         split: Split::default(),
         traffic: spec.traffic.as_ref(),
+        // The same question at all times, which is asked once.
+        since: Timestamp::UNIX_EPOCH,
     };
     let owner = Owner::of(release);
     let trials = ground.ingresses.iter().filter_map(|stable| {

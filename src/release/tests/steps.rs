@@ -142,6 +142,32 @@ fn a_weight_that_somebody_changed_is_put_back() {
 }
 
 #[test]
+fn a_weight_that_was_put_right_and_not_recorded_counts_from_when_it_was_put_right() {
+    let world = world()
+        .spec(json!({"canary": {"replicas": 1}}))
+        .at_first_step()
+        .later(3600)
+        .without(Kind::Ingress, "shop-ingress-v2");
+    let recorded = world.release.clone();
+    let mut died = world.round();
+    died.release.status = recorded.status;
+    died.first_look = true;
+    let rolled = died.later(1).rounds(1);
+    let (step, since) = (rolled.rollout().step, rolled.rollout().weight_since.clone().unwrap().0);
+    assert_eq!((step, since), (1, rolled.now - Duration::from_secs(1)));
+}
+
+#[test]
+fn a_canary_ingress_that_is_gone_when_the_operator_begins_to_lead_is_a_way_back_that_was_begun() {
+    let mut world = world().at_first_step().without(Kind::Ingress, "shop-ingress-v2");
+    assert_eq!(world.clone().rounds(1).rollout().stage, Stage::Stepping);
+    world.first_look = true;
+    let back = world.rounds(1);
+    let told = (back.rollout().stage, back.rollout().reason.clone().unwrap_or_default());
+    assert_eq!(told, (Stage::RollingBack, "CanaryIngressGone".to_owned()));
+}
+
+#[test]
 fn a_canary_ingress_that_somebody_deletes_again_and_again_is_not_put_right_in_the_round_that_turns_back() {
     let deleted = world()
         .at_first_step()

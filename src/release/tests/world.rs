@@ -36,6 +36,8 @@ pub struct World {
     pub judged: Judged,
     /// Changes what every check says that the spec asks for: that it has just passed.
     pub verdict: Option<fn(&mut CheckStatus)>,
+    /// Whether the operator has just begun to lead.
+    pub first_look: bool,
     pub now: Timestamp,
     pub story: String,
     versions: u64,
@@ -62,6 +64,7 @@ pub fn world() -> World {
             classes: BTreeMap::from([("nginx".to_owned(), Class::Of("k8s.io/ingress-nginx".to_owned()))]),
             ..Default::default()
         }),
+        first_look: false,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         story: String::new(),
         versions: 1,
@@ -350,6 +353,7 @@ impl World {
         });
         Observed {
             release: Arc::new(self.release.clone()),
+            first_look: self.first_look,
             stable: stable.cloned().map(workload),
             services: of(Kind::Service)
                 .map(|o| Arc::new(serde_json::from_value(o).unwrap()))
