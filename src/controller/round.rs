@@ -64,7 +64,11 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         latest = apply(context, &view, &namespace, latest, write).await?;
     }
     decision.carried_out(decided, settings.clock.now());
-    if differs(latest.status.as_ref(), &decision) {
+    let differs = differs(latest.status.as_ref(), &decision);
+    // What follows may be refused, which is told in place of what is told here: to tell both in turns would wake this round
+    // again and again (a sweep found a storm of status writes).
+    let told_last = is_recorded(latest.status.as_ref(), &decision.status);
+    if differs && !told_last {
         latest = write_status(context, &latest, &decision).await?;
     }
     if decision.release_finalizer && latest.finalizers().iter().any(|f| f == FINALIZER) {
@@ -72,6 +76,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     if decision.answered {
         latest = remove_command(context, &latest).await?;
+    }
+    if differs && told_last {
+        latest = write_status(context, &latest, &decision).await?;
     }
     settings.metrics.observe(&namespace, &name, &decision);
     for note in &decision.notes {
@@ -142,26 +149,35 @@ fn remember(context: &Context, namespace: &str, written: CanaryRelease) -> Arc<C
     written
 }
 
-/// Whether a status is worth a write. The count of pods alone is not, nor are other numbers for the same verdicts before
+/// What makes a status worth a write. The count of pods alone does not, nor do other numbers for the same verdicts before
 /// their time: they are told with the next change.
-fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
-    let still = |status: &CanaryReleaseStatus| {
+fn worth(status: &CanaryReleaseStatus) -> Value {
+    let mut status = status.clone();
+    let failed = status.canary_pods.take().map(|pods| (pods.reason, pods.log));
+    let checks = std::mem::take(&mut status.checks).into_iter();
+    let verdicts: Vec<_> = checks
+        .map(|c| (c.name, c.asked, c.verdict, c.step, c.breaches))
+        .collect();
+    if let Some(rollout) = &mut status.rollout {
+        rollout.of_nginx = 0;
+    }
+    // Compared as stored: JSON has times to the second or the microsecond.
+    json!([status, failed.unwrap_or_default(), verdicts])
+}
+
+/// Whether all that the next round goes by is stored, so that only words are left to be told.
+fn is_recorded(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool {
+    let facts = |status: &CanaryReleaseStatus| {
         let mut status = status.clone();
-        let failed = status
-            .canary_pods
-            .take()
-            .map(|pods| (pods.reason, pods.log))
-            .unwrap_or_default();
-        let checks = std::mem::take(&mut status.checks).into_iter();
-        let verdicts: Vec<_> = checks
-            .map(|c| (c.name, c.asked, c.verdict, c.step, c.breaches))
-            .collect();
-        if let Some(rollout) = &mut status.rollout {
-            rollout.of_nginx = 0;
-        }
-        // Compared as stored: JSON has times to the second or the microsecond.
-        (serde_json::to_value(status).unwrap_or_default(), failed, verdicts)
+        (status.phase, status.message, status.next_advance_at) = (None, None, None);
+        status.conditions.clear();
+        worth(&status)
     };
+    old.is_some_and(|old| facts(old) == facts(new))
+}
+
+/// Whether a status is worth a write.
+fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
     let told = |status: &CanaryReleaseStatus| {
         status
             .checks
@@ -174,7 +190,7 @@ fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
         (Some(old), Some(new)) => new.duration_since(old).unsigned_abs() >= decision.tell_again,
         (old, new) => old != new,
     };
-    stale || still(old) != still(&decision.status)
+    stale || worth(old) != worth(&decision.status)
 }
 
 /// Replaces the status of exactly the version that was decided on.

@@ -10,7 +10,8 @@ use canary_operator::rehearse::{
     ApiServer, Key,
     json::{items, text},
     server::{
-        intercept::{After, Interceptor, NoFaults, Outcome},
+        error,
+        intercept::{After, Before, Interceptor, NoFaults, Outcome},
         routes::Call,
     },
 };
@@ -266,6 +267,40 @@ fn sweep(scenario: Scenario, stride: usize) {
     });
     println!("{scenario:?}: {} runs, {} meddled with", jobs.len(), fired.into_inner());
     assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
+}
+
+/// Nobody may change what is not of the status.
+struct StatusOnly;
+
+impl Interceptor for StatusOnly {
+    fn before(&self, call: &Call) -> Before {
+        if is_write(call) && call.resource.plural == "canaryreleases" && call.subresource.is_empty() {
+            return Before::Answer(error::forbidden(&call.key(), "no role allows it"));
+        }
+        Before::Pass
+    }
+}
+
+#[test]
+fn a_command_whose_annotation_may_not_be_removed_is_told_and_writes_no_status_again_and_again() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Approval);
+        lab.whenever(|lab| lab.reason() == "AwaitingApproval").await;
+        lab.world.server.intercept(StatusOnly);
+        lab.command("approve", "/1");
+        lab.whenever(|lab| lab.reason() == "Forbidden").await;
+        let statuses = |lab: &Lab| {
+            let records = lab.world.server.records();
+            records.iter().filter(|record| record.subresource == "status").count()
+        };
+        let before = statuses(lab);
+        lab.pass(60).await;
+        let written = statuses(lab) - before;
+        assert!(written <= 30, "{written} statuses in a minute");
+        lab.world.server.intercept(NoFaults);
+        lab.whenever(|lab| lab.status("step") == "2/2").await;
+    });
+    assert!(run.trace().contains("grant the operator this right"), "{}", run.trace());
 }
 
 #[test]

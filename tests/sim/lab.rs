@@ -1,6 +1,7 @@
 //! A world with a running operator and steady traffic, for a test to meddle with.
 
 use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenario};
+use crate::sweep::PLAYED;
 use canary_operator::{
     api::ANNOTATION_COMMAND,
     cluster::{ApiMetrics, Clock, Metered, SteadyClock, Term},
@@ -109,7 +110,7 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
 fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
     let (_watched, ended) = mpsc::channel::<()>();
     let alive = Arc::new(AtomicUsize::new(0));
-    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let test = std::thread::current().name().unwrap_or_default().to_owned() + &PLAYED.with_borrow(String::clone);
     let counted = alive.clone();
     std::thread::spawn(move || {
         let mut before = usize::MAX;

@@ -18,6 +18,7 @@ use canary_operator::rehearse::{
 };
 use serde_json::json;
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
@@ -296,6 +297,7 @@ struct Played {
 }
 
 fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
+    PLAYED.set(format!("{scenario:?} {fault:?}"));
     let fired = Arc::new(AtomicBool::new(false));
     let watched = Arc::new(AtomicUsize::new(0));
     let run = lab(async |lab| {
@@ -406,6 +408,11 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
 /// Whether no place is to be left out.
 pub fn is_whole() -> bool {
     std::env::var("SWEEP").is_ok_and(|how| how == "all")
+}
+
+thread_local! {
+    /// What this thread plays.
+    pub static PLAYED: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// What `play` finds in every job, on a few threads; a panic is a finding too.
