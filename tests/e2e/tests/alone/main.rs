@@ -3,6 +3,7 @@
 
 mod budget;
 mod counted;
+mod every_write;
 mod judging;
 mod leading;
 mod operator_killed;
