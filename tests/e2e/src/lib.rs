@@ -11,6 +11,7 @@ pub mod ab;
 pub mod app;
 pub mod audit;
 pub mod cluster;
+pub mod control_plane;
 pub mod controllers;
 pub mod exercise;
 pub mod load;

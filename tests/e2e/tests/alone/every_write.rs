@@ -1,6 +1,7 @@
 //! The operator dies after any of its writes: the API server's answer has come, and nobody learns of it.
 
 use std::{
+    fs,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use canary_e2e::{
     audit::Log,
     cluster::Cluster,
     load::{Load, Tally},
-    local::{Away, DIE_AFTER_WRITE, Nest},
+    local::{Away, CLOCK_OFFSET, DIE_AFTER_WRITE, Nest},
     namespace::Namespace,
     release::{COMMAND, RESOURCE, Release, nothing_of_the_canary_left, watch_ingresses, weights},
     scene::{Outcome, play},
@@ -46,6 +47,8 @@ enum Life {
     Until(u64),
     /// Each dies after its first write.
     OneWrite,
+    /// To the end, and the wall clock is set by so many seconds in the middle of the first step.
+    Set(i64),
 }
 
 /// How a release ended.
@@ -92,6 +95,15 @@ impl Version2 {
     }
 }
 
+/// At which weight somebody interferes with a release: with its clock, or with itself.
+fn meddles(version: Version2, life: Life) -> Option<&'static str> {
+    match (version, life) {
+        (_, Life::Set(_)) => Some("20"),
+        (Version2::Aborted, _) => Some("50"),
+        _ => None,
+    }
+}
+
 /// What a release took.
 #[derive(Clone, Copy, Debug)]
 struct Played {
@@ -107,6 +119,7 @@ fn released(cluster: &'static Cluster, version: Version2, life: Life) -> Result<
         Life::Whole => format!("{}-whole", version.name()),
         Life::Until(write) => format!("{}-{write}", version.name()),
         Life::OneWrite => format!("{}-one", version.name()),
+        Life::Set(by) => format!("{}-clock-{}", version.name(), if by < 0 { "back" } else { "forward" }),
     };
     let namespace = Namespace::create(cluster, &scenario)?;
     let host = format!("{}.test", namespace.name());
@@ -121,12 +134,14 @@ fn released(cluster: &'static Cluster, version: Version2, life: Life) -> Result<
         0 => nest.start(&[]),
         write => nest.start(&[(DIE_AFTER_WRITE, &write.to_string())]),
     };
+    let offset = nest.file("clock");
     let mut operator = match life {
         Life::Whole => dies_after(0),
         Life::Until(write) => dies_after(write),
         Life::OneWrite => dies_after(1),
+        Life::Set(_) => nest.start(&[(CLOCK_OFFSET, &*offset.to_string_lossy())]),
     }?;
-    let (deadline, mut deaths, mut aborted) = (Instant::now() + LONGEST, 0, false);
+    let (deadline, mut deaths, mut meddled) = (Instant::now() + LONGEST, 0, false);
     let ended = loop {
         if operator.has_died()? {
             deaths += 1;
@@ -134,18 +149,22 @@ fn released(cluster: &'static Cluster, version: Version2, life: Life) -> Result<
             operator = dies_after(u64::from(life == Life::OneWrite))?;
         }
         let over = |phase: &str| ["Promoted", "RolledBack"].contains(&phase);
-        let to_abort = |weight: &str| version == Version2::Aborted && !aborted && weight == "50";
+        let to_meddle = |weight: &str| !meddled && meddles(version, life) == Some(weight);
         let wanted = release.poll("the release has ended", |moment| {
-            over(&moment.status.phase) || to_abort(&moment.status.weight)
+            over(&moment.status.phase) || to_meddle(&moment.status.weight)
         })?;
-        match wanted {
-            Some(moment) if over(&moment.status.phase) => break moment,
-            Some(moment) => {
+        match (wanted, life) {
+            (Some(moment), _) if over(&moment.status.phase) => break moment,
+            (Some(_), Life::Set(by)) => {
+                fs::write(&offset, by.to_string())?;
+                meddled = true;
+            }
+            (Some(moment), _) => {
                 let abort = format!("{COMMAND}=abort/{}", moment.status.revision);
                 namespace.ask(&["annotate", RESOURCE, release.name(), &abort])?;
-                aborted = true;
+                meddled = true;
             }
-            None => {}
+            (None, _) => {}
         }
         ensure!(
             Instant::now() < deadline,
@@ -183,6 +202,13 @@ fn released(cluster: &'static Cluster, version: Version2, life: Life) -> Result<
         Version2::Failing => Tally::of(answers.iter().filter(|answer| answer.version.as_deref() != Some("v3"))),
     };
     tally.all_well("from before the release until after its end")?;
+    if let Life::Set(_) = life {
+        let log = operator.stop(Duration::from_secs(30))?;
+        ensure!(
+            log.contains("the machine's clock was set"),
+            "the operator's clock was not set: {log}"
+        );
+    }
     let mut writes = 0;
     if let Some(log) = Log::of(cluster)? {
         let log = log.within(namespace.name());
@@ -208,6 +234,16 @@ fn a_release_ends_as_if_nothing_had_happened_though_the_operator_dies_after_ever
             ensure!(played.deaths >= 10, "{} deaths prove little", played.deaths);
         }
         Ok(())
+    })
+}
+
+/// The time that passes is told by the API server's audit log: of a hold that ends an hour early, that knows.
+#[test]
+fn a_wall_clock_that_is_set_by_an_hour_neither_hastens_nor_delays_a_release() -> Outcome {
+    play("clock", |scene| {
+        let _away = Away::send(scene.cluster)?;
+        let jobs = [3_600, -3_600].map(|by| (Version2::Good, Life::Set(by)));
+        all(scene.cluster, &jobs, jobs.len()).map(drop)
     })
 }
 
