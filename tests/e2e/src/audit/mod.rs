@@ -53,6 +53,7 @@ impl Entry {
             #[serde(rename = "requestURI")]
             request_uri: String,
             verb: String,
+            #[serde(default)]
             user: User,
             #[serde(default)]
             object_ref: ObjectRef,
@@ -64,10 +65,11 @@ impl Entry {
             response_object: Value,
             stage_timestamp: Timestamp,
         }
-        #[derive(Deserialize)]
+        // Whoever gave up before he was known has no name.
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
         struct User {
             username: String,
-            #[serde(default)]
             extra: BTreeMap<String, Vec<String>>,
         }
         #[derive(Default, Deserialize)]
@@ -103,7 +105,7 @@ impl Entry {
             at: line.stage_timestamp,
             verb: line.verb,
             is_operators: line.user.username == format!("system:serviceaccount:{NAME}:{NAME}"),
-            is_persons: !line.user.username.starts_with("system:"),
+            is_persons: !line.user.username.is_empty() && !line.user.username.starts_with("system:"),
             process,
             resource: line.object_ref.resource,
             subresource: line.object_ref.subresource,
@@ -155,9 +157,16 @@ impl Log {
 
     /// The log of one namespace, and who led when.
     #[must_use]
-    pub fn within(mut self, namespace: &str) -> Self {
-        self.entries
-            .retain(|entry| entry.namespace == namespace || (entry.is_operators && entry.resource == "leases"));
+    pub fn within(self, namespace: &str) -> Self {
+        self.among(|other| other == namespace)
+    }
+
+    /// The log of these namespaces, and who led when.
+    #[must_use]
+    pub fn among(mut self, namespaces: impl Fn(&str) -> bool) -> Self {
+        self.entries.retain(|entry| {
+            namespaces(&entry.namespace) || (entry.resource == "leases" && (entry.is_operators || entry.is_persons))
+        });
         self
     }
 
