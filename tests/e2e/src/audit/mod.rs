@@ -176,6 +176,33 @@ impl Log {
         self.entries.iter().filter(counts)
     }
 
+    /// From when until when a Service had no ready endpoint; until now where that has no end.
+    #[must_use]
+    pub fn outages(&self, namespace: &str, service: &str) -> Vec<(Timestamp, Timestamp)> {
+        let (mut outages, mut since) = (Vec::new(), None);
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| entry.done && entry.namespace == namespace)
+        {
+            if text(&entry.response, "/metadata/labels/kubernetes.io~1service-name") != service {
+                continue;
+            }
+            let mut endpoints = entry.response["endpoints"].as_array().into_iter().flatten();
+            let is_there = endpoints.any(|endpoint| endpoint["conditions"]["ready"] == true);
+            match since {
+                Some(from) if is_there => {
+                    outages.push((from, entry.at));
+                    since = None;
+                }
+                None if !is_there => since = Some(entry.at),
+                _ => {}
+            }
+        }
+        outages.extend(since.map(|from| (from, Timestamp::MAX)));
+        outages
+    }
+
     /// Every rule of every release that was broken, in words; and what was looked at, so that nothing is proved by silence.
     #[must_use]
     pub fn judged(&self) -> Judged {

@@ -298,6 +298,18 @@ fn a_status_that_says_nothing_new_and_a_write_after_the_end_are_found() {
 }
 
 #[test]
+fn a_service_without_endpoints_is_known_for_as_long_as_it_has_none() {
+    let log = Log { entries: sample() };
+    let outages = log.outages("shop-1", "shop-canary");
+    // Before its pod was ready, and after that was gone.
+    assert_eq!(outages.len(), 2, "{outages:?}");
+    assert!(
+        outages[0].1 < outages[1].0 && outages[1].1 == Timestamp::MAX,
+        "{outages:?}"
+    );
+}
+
+#[test]
 fn a_line_about_reading_or_about_a_trial_is_left_out() {
     let line = SAMPLE.lines().next().unwrap();
     assert!(Entry::parse(line).unwrap().is_some());
