@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Longer than the leader's term, and than the hold that ends meanwhile.
 const STALL: Duration = Duration::from_secs(20);
-/// What `docs/design.md` promises to survive.
+/// Far longer than a term and every deadline of a call.
 const UNREACHABLE: Duration = Duration::from_secs(120);
 
 /// A release of version 3 under way, watched without the API server's help.
