@@ -81,8 +81,9 @@ impl Court {
             if !names_its_version(entry) {
                 broken.push("S9: it is bound to no version".to_owned());
             }
-            broken.extend(self.leading.fault(&entry.process));
+            // One that comes late and is refused did no harm: the version that it names is the last fence.
             if entry.done {
+                broken.extend(self.leading.fault(&entry.process));
                 broken.extend(space.faults(entry, &mut look));
             }
         }
