@@ -4,7 +4,7 @@
 //! `soak [HOURS]`; `SEED` plays the same dice again, though not the same cluster. Exits with 1 where anything was found.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     fmt::Debug,
     sync::{
@@ -121,6 +121,8 @@ struct Report {
     /// How long each release took.
     releases: BTreeMap<Story, Vec<Duration>>,
     faults: BTreeMap<Fault, u64>,
+    /// Where releases were played.
+    namespaces: BTreeSet<String>,
     requests: u64,
     excused: u64,
     /// Resident MiB of each process of the operator.
@@ -135,6 +137,7 @@ struct Soak {
     report: Mutex<Report>,
     over: AtomicBool,
     begun: Instant,
+    since: Timestamp,
     lasts: Duration,
 }
 
@@ -159,6 +162,7 @@ fn main() -> Result<()> {
         report: Mutex::default(),
         over: AtomicBool::new(false),
         begun: Instant::now(),
+        since: Timestamp::now(),
         lasts: Duration::from_secs_f64(hours * 3600.0),
     };
     println!("{hours} h with seed {seed}");
@@ -209,6 +213,7 @@ impl Soak {
     fn play(&self, worker: u64, story: Story) -> Result<()> {
         let scenario = format!("soak-{worker}");
         let namespace = patiently(|| Namespace::create(self.cluster, &scenario))?;
+        self.report().namespaces.insert(namespace.name().to_owned());
         let host = format!("{}.test", namespace.name());
         let app = App::new("shop", &host);
         patiently(|| app.deploy(&namespace))?;
@@ -311,7 +316,8 @@ impl Soak {
     /// while it could not watch (`store.go`, `cache.DeletedFinalStateUnknown`).
     fn outages(&self) -> Result<Vec<(Timestamp, Timestamp)>> {
         let log = Log::of(self.cluster)?.context("the audit log is out of reach")?;
-        Ok(log.outages("ingress-nginx", "ingress-nginx-controller"))
+        let outages = log.outages("ingress-nginx", "ingress-nginx-controller").into_iter();
+        Ok(outages.filter(|(_, to)| *to >= self.since).collect())
     }
 
     /// Breaks one thing after the other.
@@ -334,6 +340,7 @@ impl Soak {
     }
 
     fn breaks(&self, fault: Fault, dice: &mut Dice) -> Result<()> {
+        let begun = Timestamp::now();
         match fault {
             Fault::OperatorKilled => self.operator.kill_process(PATIENCE).map(drop),
             Fault::OperatorsPodDeleted => self.operator.delete_pod_by_force(PATIENCE),
@@ -349,7 +356,14 @@ impl Soak {
                 thread::sleep(Duration::from_secs(5 + dice.below(25)));
                 Ok(())
             }
-            Fault::ControllerKilled => controllers::kill(self.cluster).map(drop),
+            Fault::ControllerKilled => {
+                // One that has just died by itself cannot be killed.
+                let killed = controllers::kill(self.cluster).map(drop);
+                killed.or_else(|error| match self.outages()?.last() {
+                    Some((_, to)) if *to >= begun => Ok(()),
+                    _ => Err(error),
+                })
+            }
         }
     }
 
@@ -369,9 +383,10 @@ impl Soak {
     }
 
     fn conclude(self) -> Result<()> {
+        let outages = self.outages()?.len();
+        let namespaces = self.report().namespaces.clone();
         let log = Log::of(self.cluster)?.context("the audit log is out of reach")?;
-        let log = log.among(|namespace| namespace.starts_with("soak-") || namespace == "ingress-nginx");
-        let judged = log.judged();
+        let judged = log.among(|namespace| namespaces.contains(namespace)).judged();
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
         report.findings.extend(judged.broken);
         println!("\nreleases               count   median s   longest s");
@@ -393,9 +408,7 @@ impl Soak {
         }
         println!(
             "requests {}, of which {} failed while there was no ingress controller: {} times",
-            report.requests,
-            report.excused,
-            log.outages("ingress-nginx", "ingress-nginx-controller").len()
+            report.requests, report.excused, outages
         );
         println!("by the audit log: {:?}", judged.looked);
         println!("memory of the operator, MiB                    samples    first     last");
