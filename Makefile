@@ -45,6 +45,14 @@ e2e: ## The real cluster: chart, manifests, every scenario
 
 ## For developers
 
+.PHONY: e2e-long
+e2e-long: ## The real cluster: the operator dies after each single write; an API server away for minutes (half an hour)
+	@tests/on-cluster long
+
+.PHONY: soak
+soak: ## The real cluster: releases and random faults for HOURS (default 2); the operator's memory
+	@tests/on-cluster soak $(or $(HOURS),2)
+
 .PHONY: test-long
 test-long: ## Every fault at every place, 10,000 storms of faults, the larger models (an hour)
 	SWEEP=all SEEDS=10000 MODEL=all cargo test --locked --test sim --test model -- --nocapture

@@ -1,5 +1,7 @@
 //! `canary-operator run`
 
+#[cfg(debug_assertions)]
+use canary_operator::cluster::WrongClock;
 use canary_operator::{
     analysis::{
         Http, Scraper,
@@ -133,7 +135,10 @@ async fn operate(options: Options) -> Result<(), RunError> {
     };
     let (config, term) = (Config::infer().await?, Term::none());
     let client = connect(config.clone(), &metrics.api, &term)?;
-    let clock = Arc::new(SteadyClock::new(SystemClock));
+    let wall = SystemClock;
+    #[cfg(debug_assertions)]
+    let wall = WrongClock::from_environment(wall);
+    let clock = Arc::new(SteadyClock::new(wall));
     let prometheus = Prometheus::new(Arc::new(servers), clock.clone());
     let controllers = scraper::Settings {
         namespace: Some(options.controller_namespace).filter(|namespace| !namespace.is_empty()),

@@ -208,12 +208,14 @@ fn label(request: &Request<Body>) -> (&'static str, String) {
 pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    Ok(ClientBuilder::try_from(config)?
+    let client = ClientBuilder::try_from(config)?
         .with_layer(&Metered {
             metrics: metrics.clone(),
         })
-        .with_layer(&Fence { term: term.clone() })
-        .build())
+        .with_layer(&Fence { term: term.clone() });
+    #[cfg(debug_assertions)]
+    let client = client.with_layer(&super::faults::Fatal::from_environment());
+    Ok(client.build())
 }
 
 #[cfg(test)]

@@ -3,11 +3,15 @@
 mod client;
 mod clock;
 mod events;
+#[cfg(debug_assertions)]
+mod faults;
 mod term;
 mod writes;
 
 pub use client::{ApiMetrics, CALL_DEADLINE, CallError, Metered, bounded, connect};
 pub use clock::{Clock, SteadyClock, SystemClock};
 pub use events::publish;
+#[cfg(debug_assertions)]
+pub use faults::WrongClock;
 pub use term::{Fence, FencedService, NotLeading, Term};
 pub use writes::{Applied, object_ref, perform};

@@ -1,16 +1,28 @@
 //! Releases are judged by the requests that the simulated controllers count, as every release is unless it says otherwise.
 
 use crate::{
-    lab::{Lab, lab, lab_of},
+    lab::{Lab, is_operator, lab, lab_of},
     properties,
     scenario::{Run, SETTLE, Scenario},
 };
 use canary_operator::{
     analysis::ScrapeError,
-    rehearse::{actors::behaviour::Answers, json::text, nginx::Scrapes},
+    rehearse::{
+        actors::behaviour::Answers,
+        json::text,
+        nginx::Scrapes,
+        server::{
+            intercept::{After, Interceptor, Outcome},
+            routes::Call,
+            store::ChangeKind,
+        },
+    },
 };
 use serde_json::json;
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 fn sound(run: &Run) {
     let broken = properties::broken(run);
@@ -225,6 +237,41 @@ fn an_operator_that_is_killed_again_and_again_still_finds_a_bad_version_2() {
         lab.ended().await;
     });
     assert_eq!(run.outcome().as_deref(), Some("RolledBack"), "{}", run.message());
+}
+
+/// Dies once the first deletion of the canary Ingress is done.
+#[derive(Default)]
+struct DiesTakingItAway(AtomicBool);
+
+impl Interceptor for DiesTakingItAway {
+    fn after(&self, call: &Call, _: Outcome<'_>) -> After {
+        let takes = is_operator(&call.client) && call.verb == "delete" && call.resource.plural == "ingresses";
+        if takes && !self.0.swap(true, Ordering::SeqCst) {
+            return After::Crash;
+        }
+        After::Pass
+    }
+}
+
+/// Found on a real cluster (`tests/alone/every_write.rs` of the end-to-end tests). The verdict is in the status only after the
+/// write that it led to, so who starts anew finds an Ingress missing that the status wants there.
+#[test]
+#[ignore = "known to fail: the bad version gets its weight back until it is found again"]
+fn an_operator_that_dies_when_it_has_taken_a_bad_version_2_away_does_not_bring_it_back() {
+    let run = lab(async |lab| {
+        broken(lab);
+        lab.world.server.intercept(DiesTakingItAway::default());
+        lab.start(Scenario::Good);
+        lab.ended().await;
+        lab.pass(60).await;
+    });
+    sound(&run);
+    assert_eq!(run.outcome().as_deref(), Some("RolledBack"), "{}", run.message());
+    let ingresses = run.log.iter().filter(|version| properties::is_canary_ingress(version));
+    let mut afterwards = ingresses
+        .skip_while(|version| version.change != ChangeKind::Deleted)
+        .skip(1);
+    assert!(afterwards.next().is_none(), "it came back:\n{}", run.trace());
 }
 
 #[test]

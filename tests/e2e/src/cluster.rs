@@ -18,6 +18,7 @@ pub struct Cluster {
     /// The rig's script; none where plain `kubectl` and `helm` are to be used.
     rig: Option<PathBuf>,
     ingress_address: String,
+    audit_log: Option<PathBuf>,
 }
 
 /// Whether there is a cluster to test on.
@@ -152,6 +153,12 @@ impl Cluster {
         &self.ingress_address
     }
 
+    /// The API server's audit log; none where it is out of reach.
+    #[must_use]
+    pub fn audit_log(&self) -> Option<&Path> {
+        self.audit_log.as_deref()
+    }
+
     /// Lets the rig write down everything it knows.
     pub fn collect_logs(&self, folder: &Path) -> Result<()> {
         if let Some(rig) = &self.rig {
@@ -230,6 +237,7 @@ fn current() -> Result<Result<Cluster, String>> {
     Ok(Ok(Cluster {
         rig: None,
         ingress_address,
+        audit_log: None,
     }))
 }
 
@@ -256,6 +264,7 @@ fn rig() -> Result<Result<Cluster, String>> {
     Ok(Ok(Cluster {
         rig: Some(rig),
         ingress_address: ingress_address.to_owned(),
+        audit_log: exported(&exports, "AUDIT_LOG").map(PathBuf::from),
     }))
 }
 

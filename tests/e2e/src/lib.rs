@@ -9,10 +9,13 @@
 
 pub mod ab;
 pub mod app;
+pub mod audit;
 pub mod cluster;
+pub mod control_plane;
 pub mod controllers;
 pub mod exercise;
 pub mod load;
+pub mod local;
 pub mod metrics;
 pub mod namespace;
 pub mod operator;

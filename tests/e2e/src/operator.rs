@@ -78,11 +78,10 @@ impl Operator {
             return Ok(None);
         };
         let container = &pod["status"]["containerStatuses"][0];
-        let id = container["containerID"].as_str().unwrap_or_default();
         Ok(Some(OperatorPod {
             name: pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
             identity,
-            container: id.rsplit_once("//").map_or(id, |(_, id)| id).to_owned(),
+            container: container_id(container),
             restarts: container["restartCount"].as_u64().unwrap_or_default(),
             ready: container["ready"].as_bool().unwrap_or_default(),
         }))
@@ -167,7 +166,25 @@ impl Operator {
     /// Resident memory of its process now, and at most so far, in MiB; none where the node's processes are out of reach.
     pub fn resident_mib(&self) -> Result<Option<(f64, f64)>> {
         let pod = self.until_ready(Duration::from_secs(30), |_| true)?;
-        let Some(processes) = self.cluster.processes(&pod.container)? else {
+        self.resident(&pod.container)
+    }
+
+    /// Resident memory of each of its containers now, in MiB, by pod and the container's id.
+    pub fn memory(&self) -> Result<Vec<(String, f64)>> {
+        let pods: Value = serde_json::from_str(&self.ask(&["get", "pods", SELECTOR, "--output=json"])?)?;
+        let mut memory = Vec::new();
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let container = container_id(&pod["status"]["containerStatuses"][0]);
+            if let Some((now, _)) = self.resident(&container)? {
+                memory.push((format!("{name} {}", container.get(..6).unwrap_or_default()), now));
+            }
+        }
+        Ok(memory)
+    }
+
+    fn resident(&self, container: &str) -> Result<Option<(f64, f64)>> {
+        let Some(processes) = self.cluster.processes(container)? else {
             return Ok(None);
         };
         let Some(mut read) = self.cluster.on_node("cat", &[]) else {
@@ -195,6 +212,12 @@ impl Operator {
         }
         Ok(log)
     }
+}
+
+/// The id of a container without the runtime's prefix, by its status.
+fn container_id(container: &Value) -> String {
+    let id = container["containerID"].as_str().unwrap_or_default();
+    id.rsplit_once("//").map_or(id, |(_, id)| id).to_owned()
 }
 
 fn install(cluster: &'static Cluster) -> Result<Operator> {

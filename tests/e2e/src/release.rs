@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     namespace::Namespace,
-    process::{output_of_input, until},
+    process::{attempt, output_of_input, until},
     watch::{Seen, Watch},
 };
 
@@ -252,6 +252,40 @@ pub fn live_at(moment: &Moment, weight: &str, hold: Duration) -> Option<Timestam
         .filter(|_| moment.status.weight == weight)?;
     // The time is told to the second, so that it may be up to a second early.
     Some(due - hold + Duration::from_secs(1))
+}
+
+/// The release as it is now, asked anew: a watch does not outlive the API server. Nothing where nobody answers.
+pub fn asked(namespace: &Namespace, name: &str) -> Result<Option<Moment>> {
+    let ended = attempt(
+        &mut namespace.kubectl(&["get", RESOURCE, name, "--output=json", "--request-timeout=5s"]),
+        "",
+    )?;
+    if !ended.success {
+        return Ok(None);
+    }
+    let seen = Seen {
+        at: Timestamp::now(),
+        gone: false,
+        object: serde_json::from_str(&ended.stdout)?,
+    };
+    Moment::of(&seen).map(Some)
+}
+
+/// Waits so for a moment for which `wanted` holds.
+pub fn asked_until(
+    namespace: &Namespace,
+    name: &str,
+    what: &str,
+    within: Duration,
+    wanted: impl Fn(&Moment) -> bool,
+) -> Result<Moment> {
+    until(what, within, || {
+        Ok(match asked(namespace, name)? {
+            Some(moment) if wanted(&moment) => Ok(moment),
+            Some(moment) => Err(moment.line()),
+            None => Err("the API server does not answer".to_owned()),
+        })
+    })
 }
 
 /// A release under observation, from before it exists.
