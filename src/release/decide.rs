@@ -59,6 +59,19 @@ pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Duration> {
     (!left.is_zero()).then(|| left.min(IDLE))
 }
 
+/// Whether the next decision may be the first that gives version 2 requests, for which the plan is played: that takes
+/// milliseconds where others take microseconds.
+#[must_use]
+pub fn may_plan(release: &CanaryRelease, settle: Duration, now: Timestamp) -> bool {
+    let rollout = release.rollout().filter(|rollout| rollout.stage == Stage::Stepping);
+    rollout
+        .filter(|rollout| rollout.power.is_none())
+        .is_some_and(|rollout| {
+            let live = rollout.weight_since.as_ref().map(|since| since.0.checked_add(settle));
+            live.is_none_or(|live| live.is_ok_and(|live| live <= now))
+        })
+}
+
 fn turn(draft: &mut Draft<'_>) -> Flow {
     let deleting = draft.seen.release.metadata.deletion_timestamp.is_some();
     if deleting {

@@ -206,7 +206,8 @@ impl Kubelet {
                 },
             );
         }
-        self.server.edit(key, |p| write(p, (&main, &aside), (&node, &address), &stamped));
+        self.server
+            .edit(key, |p| write(p, (&main, &aside), (&node, &address), &stamped));
         [main.next, aside.next]
             .into_iter()
             .flatten()

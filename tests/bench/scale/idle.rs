@@ -106,11 +106,40 @@ pub fn copies(played: &[Value], releases: usize) -> impl Iterator<Item = Value> 
     })
 }
 
-/// An object of the played namespace in another one, with a uid of its own wherever that is named.
+/// An object of the played namespace in another one, with a uid of its own wherever that is named, and with what an API
+/// server and `kubectl apply` put on it besides.
 fn copy(object: &Value, number: usize) -> Value {
     let text = object.to_string();
     let text = text.replace(PLAYED, &format!("team-{number:03}"));
-    serde_json::from_str(&text.replace("-4000-8000-", &format!("-4{number:03}-8000-"))).unwrap()
+    let mut copy: Value = serde_json::from_str(&text.replace("-4000-8000-", &format!("-4{number:03}-8000-"))).unwrap();
+    let written = |manager: &str, part: &str| {
+        json!({"manager": manager, "operation": "Update", "apiVersion": copy["apiVersion"], "time": "2026-01-01T00:00:00Z",
+            "fieldsType": "FieldsV1", "fieldsV1": {format!("f:{part}"): fields(&copy[part])}})
+    };
+    let managed = json!([
+        written("kubectl-client-side-apply", "spec"),
+        written("canary-operator", "status")
+    ]);
+    let applied = json!({"apiVersion": copy["apiVersion"], "kind": copy["kind"], "spec": copy["spec"]}).to_string();
+    copy["metadata"]["managedFields"] = managed;
+    copy["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] = json!(applied);
+    copy
+}
+
+/// Names of fields as `managedFields` has them.
+fn fields(value: &Value) -> Value {
+    let mut fields = json!({});
+    for (name, value) in value.as_object().into_iter().flatten() {
+        fields[format!("f:{name}")] = self::fields(value);
+    }
+    for item in value.as_array().into_iter().flatten() {
+        if let Some(kind) = item.get("type") {
+            let mut of = self::fields(item);
+            of["."] = json!({});
+            fields[format!("k:{}", json!({"type": kind}))] = of;
+        }
+    }
+    fields
 }
 
 fn index(release: &Value) -> usize {
@@ -141,6 +170,7 @@ pub struct Cost {
 }
 
 impl Idle {
+    /// Waits until it is settled.
     pub async fn start(dir: &Path, played: &[Value], releases: usize) -> Self {
         let server = ApiServer::new(VirtualClock::starting_at(Timestamp::now()), 1);
         server.define(&DEFINITION);
@@ -194,7 +224,10 @@ impl Idle {
         let _operator = Operator::start(dir, "start", &kubeconfig, &["--lease-namespace", LEASE_NAMESPACE]);
         loop {
             let changed = changes.next().await;
-            if let Some(first) = changed.iter().find(|version| version.key == Key::release(namespace, name)) {
+            if let Some(first) = changed
+                .iter()
+                .find(|version| version.key == Key::release(namespace, name))
+            {
                 return first.at.duration_since(began).unsigned_abs();
             }
         }

@@ -59,7 +59,9 @@ impl Operator {
     /// The answer to a GET, without its head; none while it does not listen.
     fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
@@ -99,7 +101,10 @@ impl Operator {
     async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !condition(self) {
-            assert!(began.elapsed() < PATIENCE, "the operator is not {what} after {PATIENCE:?}");
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the operator is not {what} after {PATIENCE:?}"
+            );
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the operator ended: {status}");
             }

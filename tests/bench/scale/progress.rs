@@ -87,10 +87,15 @@ async fn metrics(State(controller): State<Controller>) -> Result<String, StatusC
     let mut failures = BTreeMap::<_, u64>::new();
     let requests = "nginx_ingress_controller_requests{";
     for line in text.lines().filter_map(|line| line.strip_prefix(requests)) {
-        let label = |name: &str| line.split(name).nth(1).and_then(|rest| rest.split('"').next());
-        let of_version_2 = label("canary=\"").is_some_and(|canary| !canary.is_empty());
-        if of_version_2 && label("status=\"") == Some("500") {
-            let ingress = [label("namespace=\""), label("ingress=\"")].map(|label| label.unwrap().to_owned());
+        let line = format!(",{line}");
+        let label = |name: &str| {
+            line.split(&format!(",{name}=\""))
+                .nth(1)
+                .and_then(|rest| rest.split('"').next())
+        };
+        let of_version_2 = label("canary").is_some_and(|canary| !canary.is_empty());
+        if of_version_2 && label("status") == Some("500") {
+            let ingress = [label("namespace"), label("ingress")].map(|label| label.unwrap().to_owned());
             let value = line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
             *failures.entry(ingress.into()).or_default() += value as u64;
         }
@@ -98,10 +103,7 @@ async fn metrics(State(controller): State<Controller>) -> Result<String, StatusC
     let mut answered = controller.answered.lock().unwrap();
     answered.bytes = text.len();
     for (ingress, _) in failures.into_iter().filter(|(_, failures)| *failures >= PROOF) {
-        answered
-            .proven
-            .entry(ingress)
-            .or_insert_with(|| controller.clock.now());
+        answered.proven.entry(ingress).or_insert_with(|| controller.clock.now());
     }
     Ok(text)
 }
@@ -160,8 +162,10 @@ pub async fn progress(dir: &Path) -> Progress {
     let deployments = Resource::new("apps", "deployments");
     let available = |deployment: &Arc<Value>| int(deployment, "/status/availableReplicas") == Some(2);
     let up = world.run_until(PATIENCE, |world| {
-        is_true(&world.server.get(&Key::pod("ingress-nginx", CONTROLLER)).unwrap(), "Ready")
-            && world.server.list(&deployments, "").iter().all(available)
+        is_true(
+            &world.server.get(&Key::pod("ingress-nginx", CONTROLLER)).unwrap(),
+            "Ready",
+        ) && world.server.list(&deployments, "").iter().all(available)
     });
     up.await.unwrap();
     world.traffic(TRAFFIC * RELEASES as u32, Duration::from_secs(1));

@@ -7,7 +7,10 @@ pub fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |path: &str, name: &str| {
         let text = read(path);
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default();
         line.trim_start_matches([':', '\t', ' ']).to_owned()
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
