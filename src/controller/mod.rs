@@ -210,7 +210,7 @@ async fn awake(release: Arc<CanaryRelease>, context: &Context) -> Result<Action,
         .get(&ObjectRef::new(&release.name_any()).within(&namespace));
     // Whatever was seen before is old by now.
     match cached.as_deref() {
-        Some(Guarded { 0: Ok(cached) }) => {
+        Some(DeserializeGuard(Ok(cached))) => {
             let release = context.memory.newest(&namespace, cached);
             round::round(release, context, Some(turn)).await
         }

@@ -86,12 +86,11 @@ pub fn played() -> Vec<Value> {
         ended.unwrap();
         // The last pods end, too.
         world.pass(Duration::from_secs(60)).await;
-        let objects = world.server.with(|store| {
+        world.server.with(|store| {
             let here = store.all().filter(|(key, _)| key.namespace == PLAYED);
             let kept = here.filter(|(key, _)| key.resource.plural != "events");
             kept.map(|(_, object)| (**object).clone()).collect()
-        });
-        objects
+        })
     })
 }
 
@@ -203,8 +202,9 @@ impl Idle {
         }
     }
 
-    /// Ends this operator, applies a new release, and starts another: how long until its first decision is written.
-    pub async fn start_again(self, dir: &Path) -> Duration {
+    /// Ends this operator, applies a new release, and starts another: how long until its first decision is
+    /// written, and how many seconds of processor time that took.
+    pub async fn start_again(self, dir: &Path) -> (Duration, f64) {
         let Self { server, operator, .. } = self;
         drop(operator);
         let (namespace, name) = ("team-000", "fresh");
@@ -221,14 +221,14 @@ impl Idle {
         let kubeconfig = fake::serve(&server, dir, "start").await;
         let mut changes = server.subscribe();
         let began = server.clock().now();
-        let _operator = Operator::start(dir, "start", &kubeconfig, &["--lease-namespace", LEASE_NAMESPACE]);
+        let operator = Operator::start(dir, "start", &kubeconfig, &["--lease-namespace", LEASE_NAMESPACE]);
         loop {
             let changed = changes.next().await;
             if let Some(first) = changed
                 .iter()
                 .find(|version| version.key == Key::release(namespace, name))
             {
-                return first.at.duration_since(began).unsigned_abs();
+                return (first.at.duration_since(began).unsigned_abs(), operator.usage().cpu);
             }
         }
     }

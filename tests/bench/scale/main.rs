@@ -163,10 +163,10 @@ fn tell_idle(costs: &[Cost]) -> Vec<Bar> {
     bars
 }
 
-fn tell_start(start: Duration) -> Vec<Bar> {
+fn tell_start((start, cpu): (Duration, f64)) -> Vec<Bar> {
     vec![(
         format!(
-            "10,000 releases and a new one: its first decision is written within 10 s of the start: {}",
+            "10,000 releases and a new one: its first decision is written within 10 s of the start: {}, {cpu:.1} s of CPU",
             time(start)
         ),
         start <= Duration::from_secs(10),
