@@ -64,7 +64,11 @@ pub(super) async fn round(
     seen.servers = context.judging.servers();
     let decided = settings.clock.now();
     let mut decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, decided);
-    drop(turn);
+    if turn.is_some() {
+        // What has arrived meanwhile is read, and whoever waits for it goes on, before the next plan is played.
+        tokio::task::yield_now().await;
+        drop(turn);
+    }
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;
