@@ -57,6 +57,10 @@ soak: ## The real cluster: releases and random faults for HOURS (default 2); the
 test-long: ## Every fault at every place, 10,000 storms of faults, the larger models (an hour)
 	SWEEP=all SEEDS=10000 MODEL=all cargo test --locked --test sim --test model -- --nocapture
 
+.PHONY: bench
+bench: ## What 1 to 10,000 idle and 200 progressing releases cost, how late and how soon (7 minutes); idle ones on your cluster with CLUSTER=current
+	cargo bench --quiet --locked --bench scale
+
 .PHONY: bench-analysis
 bench-analysis: ## How often the judge is wrong and how soon it is right, in 10,000 simulated releases a case (minutes)
 	cargo bench --quiet --locked --bench analysis

@@ -9,7 +9,7 @@ use crate::{
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
-    release::{Decide, at_rest},
+    release::{Decide, at_rest, may_plan},
     routing::Routing,
     telemetry::Metrics,
 };
@@ -20,14 +20,15 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
     runtime::{
-        Controller,
+        Controller, WatchStreamExt,
         controller::{self, Action},
-        reflector::{ObjectRef, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use memory::Memory;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::sync::Mutex;
 
 /// A `CanaryRelease`, or why it does not decode: one that does not must not keep the others from being seen.
 type Guarded = DeserializeGuard<CanaryRelease>;
@@ -38,6 +39,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 const AFTER_CONFLICT: Duration = Duration::from_millis(300);
 /// How often the watched namespaces are checked for releases that are gone.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// What `kubectl apply` keeps of an object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// What a controller runs with.
 #[derive(Clone)]
@@ -60,6 +64,12 @@ pub struct Settings {
     pub metrics: Metrics,
 }
 
+/// Takes off what is kept for others, which is most of an idle release: who wrote which field, and what kubectl applied.
+fn slim(release: &mut Guarded) {
+    release.managed_fields_mut().clear();
+    release.annotations_mut().remove(LAST_APPLIED);
+}
+
 /// What rounds share.
 pub(crate) struct Context {
     settings: Settings,
@@ -67,6 +77,8 @@ pub(crate) struct Context {
     judging: Judging,
     memory: Memory,
     releases: Store<Guarded>,
+    /// Held by the release that may have its plan played.
+    planning: Mutex<()>,
 }
 
 /// Why a round ended early.
@@ -90,18 +102,20 @@ pub async fn run(
         None => Api::all(client.clone()),
     };
     let (wake, woken) = mpsc::unbounded();
+    let (releases, writer) = reflector::store();
     // Lists are quorum reads: starting from the API server's cache would mean acting on the past.
-    let controller = Controller::new(api, watcher::Config::default())
+    let seen = watcher(api, watcher::Config::default()).modify(slim).reflect(writer);
+    let controller = Controller::for_stream(seen.applied_objects(), releases.clone())
         .with_config(controller::Config::default().concurrency(0))
         .reconcile_on(woken)
         .graceful_shutdown_on(shutdown);
-    let releases = controller.store();
     let ready = settings.metrics.ready.clone();
     let context = Arc::new(Context {
         judging: Judging::new(settings.sources.clone(), wake.clone()),
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),
+        planning: Mutex::default(),
         settings,
     });
     let sweeper = context.clone();
@@ -157,7 +171,7 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
         Err(error) => {
             tracing::warn!(namespace, name, %error, "round ended early");
             context.settings.metrics.failed_rounds.inc();
-            report::failed(&context, &object, error).await;
+            Box::pin(report::failed(&context, &object, error)).await;
         }
     }
     outcome
@@ -173,12 +187,34 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
                 context.judging.stop(&namespace, &release.name_any());
                 return Ok(Action::requeue(again));
             }
-            round::round(release, context).await
+            // Apart: all releases are looked at at once when the process starts, and most of them are at rest.
+            Box::pin(awake(release, context)).await
         }
         Err(invalid) => {
-            report::undecodable(context, object.meta(), &invalid.error).await?;
+            Box::pin(report::undecodable(context, object.meta(), &invalid.error)).await?;
             Ok(Action::requeue(round::IDLE))
         }
+    }
+}
+
+/// Releases that start together have their plans played one after the other, so that whatever else is due goes first.
+async fn awake(release: Arc<CanaryRelease>, context: &Context) -> Result<Action, RoundError> {
+    let settings = &context.settings;
+    if !may_plan(&release, settings.settle, settings.clock.now()) {
+        return round::round(release, context, None).await;
+    }
+    let turn = context.planning.lock().await;
+    let namespace = release.namespace().unwrap_or_default();
+    let cached = context
+        .releases
+        .get(&ObjectRef::new(&release.name_any()).within(&namespace));
+    // Whatever was seen before is old by now.
+    match cached.as_deref() {
+        Some(DeserializeGuard(Ok(cached))) => {
+            let release = context.memory.newest(&namespace, cached);
+            round::round(release, context, Some(turn)).await
+        }
+        _ => Ok(Action::await_change()),
     }
 }
 
@@ -192,4 +228,31 @@ fn after_error(object: Arc<Guarded>, error: &RoundError, context: Arc<Context>) 
         .memory
         .failed(&object.namespace().unwrap_or_default(), &object.name_any());
     Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn size<F: Future>(_: impl Fn(Arc<Guarded>, Arc<Context>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn ten_thousand_releases_at_rest_are_looked_at_together_in_little_memory() {
+        assert!(size(reconcile) <= 1024, "{} bytes", size(reconcile));
+    }
+
+    #[test]
+    fn what_is_kept_for_others_is_not_kept_in_memory() {
+        let release = json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease",
+            "metadata": {"name": "web", "annotations": {LAST_APPLIED: "{}", "a": "b"},
+                "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]}, "spec": {}});
+        let mut guarded: Guarded = serde_json::from_value(release).unwrap();
+        assert!(guarded.0.is_err(), "one that does not decode is slimmed, too");
+        slim(&mut guarded);
+        assert!(guarded.managed_fields().is_empty());
+        assert_eq!(guarded.annotations().len(), 1);
+    }
 }

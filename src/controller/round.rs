@@ -14,6 +14,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::MutexGuard;
 
 /// An idle look-in, in case an event was lost; costs no request.
 pub(super) const IDLE: Duration = Duration::from_secs(300);
@@ -22,7 +23,12 @@ const OPENING: Duration = Duration::from_secs(15);
 /// How often a namespace that may not be watched is tried again.
 const REFUSED: Duration = Duration::from_secs(30);
 
-pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Result<Action, RoundError> {
+/// `turn` is given back when the decision is made.
+pub(super) async fn round(
+    release: Arc<CanaryRelease>,
+    context: &Context,
+    turn: Option<MutexGuard<'_, ()>>,
+) -> Result<Action, RoundError> {
     let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
     let view = context.views.enter(&namespace, &name);
     match view.ready() {
@@ -59,6 +65,11 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     seen.servers = context.judging.servers();
     let decided = settings.clock.now();
     let mut decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, decided);
+    if turn.is_some() {
+        // What has arrived meanwhile is read, and whoever waits for it goes on, before the next plan is played.
+        tokio::task::yield_now().await;
+        drop(turn);
+    }
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;

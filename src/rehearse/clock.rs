@@ -1,16 +1,17 @@
-//! Virtual time: a fixed epoch plus what tokio's (paused) clock says has passed.
+//! Virtual time: an epoch plus what tokio's (paused) clock says has passed.
 
 use jiff::{SignedDuration, Timestamp, Unit};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// 2026-01-01T00:00:00Z, when every world begins.
-pub const EPOCH_SECONDS: i64 = 1_767_225_600;
+/// 2026-01-01T00:00:00Z, when every world begins that is not told otherwise.
+const EPOCH_SECONDS: i64 = 1_767_225_600;
 
 /// The clock that all of one world reads.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtualClock {
     start: Instant,
+    epoch: Timestamp,
 }
 
 impl Default for VirtualClock {
@@ -20,9 +21,17 @@ impl Default for VirtualClock {
 }
 
 impl VirtualClock {
-    /// A clock that starts at the epoch now.
+    /// A clock that starts at the beginning of 2026 now.
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self::starting_at(Timestamp::from_second(EPOCH_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+
+    /// A clock that says `epoch` now, such as the time of day where others go by that.
+    pub fn starting_at(epoch: Timestamp) -> Self {
+        Self {
+            start: Instant::now(),
+            epoch,
+        }
     }
 
     /// How long the world has existed.
@@ -32,11 +41,13 @@ impl VirtualClock {
 
     /// The present, to the nanosecond.
     pub fn now(&self) -> Timestamp {
-        let passed = SignedDuration::try_from(self.elapsed()).unwrap_or(SignedDuration::MAX);
-        Timestamp::from_second(EPOCH_SECONDS)
-            .unwrap_or(Timestamp::UNIX_EPOCH)
-            .saturating_add(passed)
-            .unwrap_or(Timestamp::MAX)
+        self.at(self.elapsed())
+    }
+
+    /// What it says when the world has existed for `age`.
+    pub fn at(&self, age: Duration) -> Timestamp {
+        let passed = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+        self.epoch.saturating_add(passed).unwrap_or(Timestamp::MAX)
     }
 
     /// The present as `metav1.Time` is written, to the second.
@@ -54,8 +65,7 @@ impl VirtualClock {
         let Ok(at) = stamp.parse::<Timestamp>() else {
             return Duration::ZERO;
         };
-        let epoch = Timestamp::from_second(EPOCH_SECONDS).unwrap_or(Timestamp::UNIX_EPOCH);
-        Duration::try_from(at.duration_since(epoch)).unwrap_or(Duration::ZERO)
+        Duration::try_from(at.duration_since(self.epoch)).unwrap_or(Duration::ZERO)
     }
 }
 

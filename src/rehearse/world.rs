@@ -26,7 +26,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// A cluster in memory. Must be made, and lives, inside a runtime of [`runtime`]; dropping it ends its tasks.
+/// A cluster in memory. Must be made, and lives, inside a runtime, which is deterministic where it is of [`runtime`];
+/// dropping it ends its tasks.
 pub struct World {
     /// The API server.
     pub server: ApiServer,
@@ -37,8 +38,8 @@ pub struct World {
     tasks: JoinSet<()>,
 }
 
-/// Generated once: worlds are many.
-static DEFINITION: LazyLock<Value> =
+/// The CustomResourceDefinition of releases. Generated once: worlds are many.
+pub static DEFINITION: LazyLock<Value> =
     LazyLock::new(|| serde_json::to_value(CanaryRelease::crd()).unwrap_or(Value::Null));
 
 /// The runtime in which a world is deterministic: one thread, and a clock that jumps when nothing is left to do.
@@ -57,9 +58,13 @@ pub struct TimedOut(pub Duration);
 impl World {
     /// A world with an IngressClass and a controller of ingress-nginx, and nothing else.
     pub fn new(seed: u64) -> Self {
+        Self::with_clock(VirtualClock::new(), seed)
+    }
+
+    /// The same by another clock. In a runtime whose clock is not paused it runs in real time.
+    pub fn with_clock(clock: VirtualClock, seed: u64) -> Self {
         // kube's watcher jitters its back-off with the thread's generator.
         fastrand::seed(seed);
-        let clock = VirtualClock::new();
         let server = ApiServer::new(clock, seed);
         server.define(&DEFINITION);
         let (settings, seen) = watch::channel(Settings::default());

@@ -7,11 +7,10 @@ use super::{
 };
 use crate::rehearse::{
     ApiServer, Key, Resource,
-    clock::{EPOCH_SECONDS, stamp},
+    clock::stamp,
     json::{items, map, set, text},
     server::ContainerLog,
 };
-use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::sync::watch::Receiver;
@@ -23,6 +22,8 @@ pub struct Settings {
     pub behaviours: Behaviours,
     /// From SIGTERM to exit, cut short by the grace period.
     pub termination: Duration,
+    /// Address of the node, which pods in its network have too.
+    pub node: String,
 }
 
 impl Default for Settings {
@@ -30,6 +31,7 @@ impl Default for Settings {
         Self {
             behaviours: Behaviours::default(),
             termination: Duration::from_secs(2),
+            node: "192.168.0.1".to_owned(),
         }
     }
 }
@@ -160,15 +162,8 @@ impl Kubelet {
             return None;
         }
         let since = life.since;
-        let at = |age: Duration| {
-            let world = SignedDuration::try_from(since + age).unwrap_or(SignedDuration::ZERO);
-            stamp(
-                Timestamp::from_second(EPOCH_SECONDS)
-                    .unwrap_or(Timestamp::UNIX_EPOCH)
-                    .saturating_add(world)
-                    .unwrap_or(Timestamp::MAX),
-            )
-        };
+        let clock = self.server.clock();
+        let at = |age: Duration| stamp(clock.at(since + age));
         let age = now.saturating_sub(since);
         let list = if matches!(life.behaviour, Behaviour::InitCrash { .. }) {
             "/spec/initContainers"
@@ -183,7 +178,11 @@ impl Kubelet {
         } else {
             main.clone()
         };
-        let address = life.address.clone();
+        let node = self.settings.borrow().node.clone();
+        let address = match pod.pointer("/spec/hostNetwork") {
+            Some(Value::Bool(true)) => node.clone(),
+            _ => life.address.clone(),
+        };
         for (container, m) in
             named(pod, "/spec/containers").zip(std::iter::once(&main).chain(std::iter::repeat(&aside)))
         {
@@ -207,7 +206,8 @@ impl Kubelet {
                 },
             );
         }
-        self.server.edit(key, |p| write(p, &main, &aside, &address, &stamped));
+        self.server
+            .edit(key, |p| write(p, (&main, &aside), (&node, &address), &stamped));
         [main.next, aside.next]
             .into_iter()
             .flatten()
@@ -222,12 +222,12 @@ fn named<'a>(pod: &'a Value, list: &str) -> impl Iterator<Item = &'a str> {
 }
 
 /// Writes spec.nodeName and the status of a pod.
-fn write(pod: &mut Value, main: &Moment, aside: &Moment, address: &str, now: &str) {
+fn write(pod: &mut Value, (main, aside): (&Moment, &Moment), (node, address): (&str, &str), now: &str) {
     set(pod, "/spec/nodeName", json!("node-1"));
     let waiting =
         main.init || map(&main.state, "/waiting").is_some_and(|w| w.get("reason") != Some(&json!("CrashLoopBackOff")));
     set(pod, "/status/phase", json!(if waiting { "Pending" } else { "Running" }));
-    set(pod, "/status/hostIP", json!("192.168.0.1"));
+    set(pod, "/status/hostIP", json!(node));
     if main.started || main.restarts > 0 || main.init {
         set(pod, "/status/podIP", json!(address));
         set(pod, "/status/podIPs", json!([{"ip": address}]));

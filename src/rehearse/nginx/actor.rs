@@ -265,7 +265,10 @@ impl Nginx {
     }
 
     /// What a controller tells of its metrics.
-    fn exposition(&self, controller: &str) -> Result<String, ScrapeError> {
+    ///
+    /// # Errors
+    /// Where no controller of that name runs.
+    pub fn exposition(&self, controller: &str) -> Result<String, ScrapeError> {
         let mut state = self.lock();
         state.look(&self.server);
         let now = self.server.clock().elapsed();

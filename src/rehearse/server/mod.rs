@@ -4,6 +4,7 @@ pub mod change;
 pub mod defaults;
 pub mod error;
 pub mod intercept;
+mod listen;
 pub mod patch;
 mod perform;
 pub mod resource;
@@ -18,7 +19,7 @@ use super::{clock::VirtualClock, json::set};
 use bytes::Bytes;
 use error::ApiError;
 use futures::{Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use intercept::{After, Before, Interceptor, NoFaults, Outcome, Record};
 use kube::client::Body;
 use perform::Answer;
@@ -179,6 +180,11 @@ impl ApiServer {
         }
     }
 
+    /// Stores objects as they are, status and uid and all, as a backup is restored; only their versions are new.
+    pub fn restore(&self, objects: impl IntoIterator<Item = Value>) {
+        self.with(|s| objects.into_iter().for_each(|object| drop(s.restore(object))));
+    }
+
     /// From now on objects of this CustomResourceDefinition are held to its schema, though not to its rules in CEL.
     pub fn define(&self, definition: &Value) {
         self.with(|s| s.define(definition));
@@ -234,10 +240,8 @@ impl ApiServer {
             .unwrap_or_default();
     }
 
-    async fn handle(self, request: Request<Body>) -> Response<ReplyBody> {
-        let (parts, body) = request.into_parts();
-        let bytes = body.collect_bytes().await.unwrap_or_default();
-        let call = match Call::parse(self.client.clone(), &parts, &bytes) {
+    async fn handle(self, parts: &Parts, body: &[u8]) -> Response<ReplyBody> {
+        let call = match Call::parse(self.client.clone(), parts, body) {
             Ok(call) => call,
             Err(refusal) => return refused(&refusal),
         };
@@ -314,7 +318,11 @@ impl tower::Service<Request<Body>> for ApiServer {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let server = self.clone();
-        Box::pin(async move { Ok(server.handle(request).await) })
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap_or_default();
+            Ok(server.handle(&parts, &body).await)
+        })
     }
 }
 

@@ -223,6 +223,17 @@ impl Store {
         Ok(self.append(ChangeKind::Added, key, object, None))
     }
 
+    /// Stores an object as it is, status and uid and all, as a backup is restored; only its version is new.
+    pub fn restore(&mut self, object: Value) -> Arc<Value> {
+        let key = Key::of(&object);
+        let previous = self.get(&key);
+        let change = match previous {
+            None => ChangeKind::Added,
+            Some(_) => ChangeKind::Modified,
+        };
+        self.append(change, key, object, previous)
+    }
+
     /// Reads an object as its kind, or says why it cannot be read.
     fn decode(&self, resource: &Resource, object: &mut Value, options: WriteOptions) -> Result<(), String> {
         if let Some(definition) = self.definitions.get(resource) {
