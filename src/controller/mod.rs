@@ -9,7 +9,7 @@ use crate::{
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
-    release::{Decide, at_rest, may_plan},
+    release::{Decide, at_rest},
     routing::Routing,
     telemetry::Metrics,
 };
@@ -77,8 +77,8 @@ pub(crate) struct Context {
     judging: Judging,
     memory: Memory,
     releases: Store<Guarded>,
-    /// Held by the release that may have its plan played.
-    planning: Mutex<()>,
+    /// Held by the release that may have its plan played, until what has arrived meanwhile is dealt with.
+    playing: Mutex<()>,
 }
 
 /// Why a round ended early.
@@ -115,7 +115,7 @@ pub async fn run(
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),
-        planning: Mutex::default(),
+        playing: Mutex::default(),
         settings,
     });
     let sweeper = context.clone();
@@ -188,33 +188,12 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
                 return Ok(Action::requeue(again));
             }
             // Apart: all releases are looked at at once when the process starts, and most of them are at rest.
-            Box::pin(awake(release, context)).await
+            Box::pin(round::round(release, context)).await
         }
         Err(invalid) => {
             Box::pin(report::undecodable(context, object.meta(), &invalid.error)).await?;
             Ok(Action::requeue(round::IDLE))
         }
-    }
-}
-
-/// Releases that start together have their plans played one after the other, so that whatever else is due goes first.
-async fn awake(release: Arc<CanaryRelease>, context: &Context) -> Result<Action, RoundError> {
-    let settings = &context.settings;
-    if !may_plan(&release, settings.settle, settings.clock.now()) {
-        return round::round(release, context, None).await;
-    }
-    let turn = context.planning.lock().await;
-    let namespace = release.namespace().unwrap_or_default();
-    let cached = context
-        .releases
-        .get(&ObjectRef::new(&release.name_any()).within(&namespace));
-    // Whatever was seen before is old by now.
-    match cached.as_deref() {
-        Some(DeserializeGuard(Ok(cached))) => {
-            let release = context.memory.newest(&namespace, cached);
-            round::round(release, context, Some(turn)).await
-        }
-        _ => Ok(Action::await_change()),
     }
 }
 

@@ -56,6 +56,7 @@ pub async fn observe(
         .collect();
     let mut seen = Observed {
         first_look: false,
+        may_play: true,
         stable,
         services: view.services(),
         ingresses: view.ingresses(),

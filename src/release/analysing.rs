@@ -353,7 +353,13 @@ const LIKELY: f64 = 0.5;
 
 /// What the schedule can find at the traffic that version 1 has, told before version 2 gets any.
 pub(super) fn tell_power(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule: &Schedule) {
-    let Some(all) = draft.seen.judged.all.as_ref().filter(|_| rollout.power.is_none()) else {
+    let Some(all) = draft
+        .seen
+        .judged
+        .all
+        .as_ref()
+        .filter(|_| draft.seen.may_play && rollout.power.is_none())
+    else {
         return;
     };
     let length = Duration::try_from(all.until.duration_since(all.since)).unwrap_or_default();

@@ -59,19 +59,6 @@ pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Duration> {
     (!left.is_zero()).then(|| left.min(IDLE))
 }
 
-/// Whether the next decision may be the first that gives version 2 requests, for which the plan is played: that takes
-/// milliseconds where others take microseconds.
-#[must_use]
-pub fn may_plan(release: &CanaryRelease, settle: Duration, now: Timestamp) -> bool {
-    let rollout = release.rollout().filter(|rollout| rollout.stage == Stage::Stepping);
-    rollout
-        .filter(|rollout| rollout.power.is_none())
-        .is_some_and(|rollout| {
-            let live = rollout.weight_since.as_ref().map(|since| since.0.checked_add(settle));
-            live.is_none_or(|live| live.is_ok_and(|live| live <= now))
-        })
-}
-
 fn turn(draft: &mut Draft<'_>) -> Flow {
     let deleting = draft.seen.release.metadata.deletion_timestamp.is_some();
     if deleting {
@@ -137,28 +124,4 @@ fn start(draft: &mut Draft<'_>, intent: String) -> Flow {
     // An operator that died while it started the release left what is to be guarded.
     draft.decision.release_finalizer = !draft.owns_any();
     Flow::Wait
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_plan_may_be_played_when_weight_0_is_live_and_not_once_it_was() {
-        let may = |stage: &str, power: Option<&str>, at: &str| {
-            let rollout = json!({"intent": "", "stage": stage, "schedule": "", "startedAt": "2026-01-05T10:00:00.000000Z",
-                "waitingSince": "2026-01-05T10:00:00.000000Z", "weightSince": "2026-01-05T10:00:00.000000Z", "power": power,
-                "stableRevision": "", "service": "web", "ingresses": [], "canary": {"deployment": "a", "service": "b"}});
-            let release = json!({"apiVersion": "canary-operator.dev/v1alpha1", "kind": "CanaryRelease",
-                "metadata": {"name": "web"}, "status": {"rollout": rollout},
-                "spec": {"target": {"deployment": "web"}, "canary": {"image": "web:v2"}, "steps": [{"weight": 10, "hold": "1m"}]}});
-            let release: CanaryRelease = serde_json::from_value(release).unwrap();
-            may_plan(&release, Duration::from_secs(6), at.parse().unwrap())
-        };
-        assert!(may("Stepping", None, "2026-01-05T10:00:06Z"));
-        assert!(!may("Stepping", None, "2026-01-05T10:00:05Z"), "weight 0 settles");
-        assert!(!may("Stepping", Some("found"), "2026-01-05T10:00:06Z"));
-        assert!(!may("Promoting", None, "2026-01-05T10:00:06Z"));
-    }
 }

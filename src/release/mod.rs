@@ -21,7 +21,7 @@ mod windows;
 
 pub use analysing::{ToJudge, to_judge};
 pub use command::{Command, CommandError, Verb, commanded};
-pub use decide::{Decide, at_rest, decide, may_plan};
+pub use decide::{Decide, at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions, server};

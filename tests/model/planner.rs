@@ -366,6 +366,7 @@ impl Mind {
         Observed {
             release: read.release.clone(),
             first_look: look.first,
+            may_play: true,
             stable: look.stable.as_ref().map(|stable| self.workload(stable, stable_stale)),
             services,
             own_deployments: own.collect(),

@@ -256,7 +256,6 @@ impl Interceptor for DiesTakingItAway {
 /// Found on a real cluster (`tests/alone/every_write.rs` of the end-to-end tests). The verdict is in the status only after the
 /// write that it led to, so who starts anew finds an Ingress missing that the status wants there.
 #[test]
-#[ignore = "known to fail: the bad version gets its weight back until it is found again"]
 fn an_operator_that_dies_when_it_has_taken_a_bad_version_2_away_does_not_bring_it_back() {
     let run = lab(async |lab| {
         broken(lab);

@@ -290,6 +290,14 @@ fn what_the_plan_can_find_is_told_before_version_2_gets_requests() {
         .routed()
         .counted(10, 100, 0);
     world.judged.all = world.judged.live.take();
+    world.may_play = false;
+    let busy = world.clone().later(6).round();
+    assert_eq!(
+        (step(&busy), &busy.rollout().power),
+        (1, &None),
+        "the weight does not wait for it"
+    );
+    world.may_play = true;
     let world = world.later(6).round();
     insta::assert_snapshot!(world.rollout().power.as_deref().unwrap());
     assert_eq!(

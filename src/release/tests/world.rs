@@ -38,6 +38,7 @@ pub struct World {
     pub verdict: Option<fn(&mut CheckStatus)>,
     /// Whether the operator has just begun to lead.
     pub first_look: bool,
+    pub may_play: bool,
     pub now: Timestamp,
     pub story: String,
     versions: u64,
@@ -65,6 +66,7 @@ pub fn world() -> World {
             ..Default::default()
         }),
         first_look: false,
+        may_play: true,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         story: String::new(),
         versions: 1,
@@ -354,6 +356,7 @@ impl World {
         Observed {
             release: Arc::new(self.release.clone()),
             first_look: self.first_look,
+            may_play: self.may_play,
             stable: stable.cloned().map(workload),
             services: of(Kind::Service)
                 .map(|o| Arc::new(serde_json::from_value(o).unwrap()))
