@@ -76,7 +76,8 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     let differs = differs(latest.status.as_ref(), &decision);
     // What follows may be refused, which is told in place of what is told here: to tell both in turns would wake this round
     // again and again (a sweep found a storm of status writes).
-    let told_last = is_recorded(latest.status.as_ref(), &decision.status);
+    let follows = decision.release_finalizer || decision.answered;
+    let told_last = differs && follows && is_recorded(latest.status.as_ref(), &decision.status);
     if differs && !told_last {
         latest = write_status(context, &latest, &decision).await?;
     }
@@ -86,7 +87,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if decision.answered {
         latest = remove_command(context, &latest).await?;
     }
-    if differs && told_last {
+    if told_last {
         latest = write_status(context, &latest, &decision).await?;
     }
     settings.metrics.observe(&namespace, &name, &decision);
