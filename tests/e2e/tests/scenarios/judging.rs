@@ -241,32 +241,30 @@ fn a_prometheus_decides_as_the_controllers_themselves_do() -> Outcome {
 
 #[test]
 fn without_its_prometheus_a_release_is_held_and_goes_on_when_that_is_back() -> Outcome {
-    trial(
-        "prometheus-stopped",
-        (&[], &[]),
-        by_prometheus("stopped", 1_000),
-        |trial, load| {
-            let prometheus = Prometheus::start(trial.scene.cluster, "stopped")?;
-            trial.release.until("a window has passed", TO_END, |moment| {
-                moment.status.checks.iter().any(|check| check.verdict == "Pass")
-            })?;
-            prometheus.stop()?;
-            let held = trial.held("AnalysisError")?;
-            let analysed = held
-                .status
-                .condition("Analysed")
-                .context("there is no condition Analysed")?;
-            ensure!(
-                (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
-                "Analysed is {analysed:?}"
-            );
-            says(&held.status.message, &["Prometheus", "stopped"])?;
-            trial.stays_held("AnalysisError", "50", load)?;
-            prometheus.start_again()?;
-            trial.promoted()?;
-            prometheus.remove()
-        },
-    )
+    let mut spec = by_prometheus("stopped", 1_000);
+    // Long enough that Prometheus and its pod are gone well before the step could end.
+    spec["steps"] = json!([step(50, "60s")]);
+    trial("prometheus-stopped", (&[], &[]), spec, |trial, load| {
+        let prometheus = Prometheus::start(trial.scene.cluster, "stopped")?;
+        trial.release.until("a window has passed", TO_END, |moment| {
+            moment.status.checks.iter().any(|check| check.verdict == "Pass")
+        })?;
+        prometheus.stop()?;
+        let held = trial.held("AnalysisError")?;
+        let analysed = held
+            .status
+            .condition("Analysed")
+            .context("there is no condition Analysed")?;
+        ensure!(
+            (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
+            "Analysed is {analysed:?}"
+        );
+        says(&held.status.message, &["Prometheus", "stopped"])?;
+        trial.stays_held("AnalysisError", "50", load)?;
+        prometheus.start_again()?;
+        trial.promoted()?;
+        prometheus.remove()
+    })
 }
 
 #[test]
