@@ -5,7 +5,14 @@ use kube::ResourceExt;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+use tokio::time::Instant;
+
+/// How many rounds may fail in how long before the next ones are kept apart, and how far. What a failed round did wakes the
+/// next one: without this, one that may write this but not that could write without end (sweeps found it twice).
+const STUMBLES: (u32, Duration) = (5, Duration::from_secs(10));
+const APART: Duration = Duration::from_secs(1);
 
 /// By namespace and name.
 #[derive(Default)]
@@ -17,12 +24,36 @@ struct Entry {
     written: Option<Arc<CanaryRelease>>,
     /// A round of it went through.
     looked: bool,
+    /// Its status could not be written.
+    unrecorded: bool,
     failures: u32,
+    /// Failed rounds, since when they are counted, and until when the next one has to wait.
+    stumbles: u32,
+    stumbles_since: Option<Instant>,
+    not_before: Option<Instant>,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.written.is_none() && !self.looked && self.failures == 0
+        self.written.is_none()
+            && !self.looked
+            && !self.unrecorded
+            && self.failures == 0
+            && self.stumbles_since.is_none()
+    }
+
+    /// Counts a failed round against the pace of the next ones.
+    fn stumble(&mut self) {
+        let (most, within) = STUMBLES;
+        let now = Instant::now();
+        if self
+            .stumbles_since
+            .is_none_or(|since| now.duration_since(since) > within)
+        {
+            (self.stumbles, self.stumbles_since) = (0, Some(now));
+        }
+        self.stumbles = self.stumbles.saturating_add(1);
+        self.not_before = (self.stumbles >= most).then(|| now + APART);
     }
 }
 
@@ -64,27 +95,51 @@ impl Memory {
         self.change(namespace, name, |entry| {
             let before = entry.failures;
             entry.failures = before.saturating_add(1);
+            entry.stumble();
             before
         })
     }
 
     /// A round went through.
     pub fn succeeded(&self, namespace: &str, name: &str) {
-        self.change(namespace, name, |entry| entry.failures = 0);
+        self.change(namespace, name, |entry| {
+            entry.failures = 0;
+            let long_ago = |since: Instant| since.elapsed() > STUMBLES.1;
+            if entry.stumbles_since.is_some_and(long_ago) {
+                (entry.stumbles, entry.stumbles_since, entry.not_before) = (0, None, None);
+            }
+        });
     }
 
-    /// Whether no round of the release went through yet, since it began.
+    /// How long the next round has to wait.
+    pub fn wait(&self, namespace: &str, name: &str) -> Option<Duration> {
+        let not_before = self.change(namespace, name, |entry| entry.not_before)?;
+        let wait = not_before.saturating_duration_since(Instant::now());
+        (!wait.is_zero()).then_some(wait)
+    }
+
+    /// Whether no round of the release went through yet since it began, or since a canary Ingress of it was to be deleted.
     pub fn first_look(&self, namespace: &str, name: &str) -> bool {
         self.change(namespace, name, |entry| !entry.looked)
     }
 
-    /// A round of a release under way went through.
+    /// A round of a release under way went through, and its status tells all that it did.
     pub fn looked(&self, namespace: &str, name: &str) {
         self.change(namespace, name, |entry| entry.looked = true);
     }
 
-    /// The release has nothing to do any more.
-    pub fn rests(&self, namespace: &str, name: &str) {
+    /// Whether what the last round did is not in the status.
+    pub fn is_unrecorded(&self, namespace: &str, name: &str) -> bool {
+        self.change(namespace, name, |entry| entry.unrecorded)
+    }
+
+    /// The status tells what a round did, or could not be written.
+    pub fn recorded(&self, namespace: &str, name: &str, recorded: bool) {
+        self.change(namespace, name, |entry| entry.unrecorded = !recorded);
+    }
+
+    /// The next look is a first one: the release rests, or what is done now may never be recorded.
+    pub fn looks_anew(&self, namespace: &str, name: &str) {
         self.change(namespace, name, |entry| entry.looked = false);
     }
 }

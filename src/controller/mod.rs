@@ -158,6 +158,9 @@ pub async fn run(
 
 async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, RoundError> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if let Some(wait) = context.memory.wait(&namespace, &name) {
+        return Ok(Action::requeue(wait));
+    }
     let timer = context.settings.metrics.rounds.start_timer();
     // A panic would unwind through the controller and stop every release.
     let outcome = AssertUnwindSafe(one(&object, &context))

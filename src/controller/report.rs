@@ -1,6 +1,6 @@
 //! What went wrong, told on the object itself.
 
-use super::{Context, Guarded, RoundError};
+use super::{Context, Guarded, RoundError, round::replace_status};
 use crate::{
     api::{CanaryRelease, Phase, conditions as types, set_condition},
     cluster::{CallError, bounded, object_ref, publish},
@@ -9,7 +9,7 @@ use crate::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DynamicObject, ObjectMeta, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -28,9 +28,7 @@ pub(super) async fn stalled(
         return Ok(());
     }
     let namespace = release.namespace().unwrap_or_default();
-    let mut wanted = release.clone();
-    wanted.metadata.managed_fields = None;
-    let status = wanted.status.get_or_insert_default();
+    let mut status = release.status.clone().unwrap_or_default();
     status.phase = Some(Phase::Stalled);
     status.message = Some(message.to_owned());
     status.next_advance_at = None;
@@ -38,8 +36,7 @@ pub(super) async fn stalled(
         set_condition(&mut status.conditions, condition);
     }
     let settings = &context.settings;
-    let api: Api<CanaryRelease> = Api::namespaced(settings.client.clone(), &namespace);
-    let written = bounded(api.replace_status(&release.name_any(), &PostParams::default(), &wanted)).await?;
+    let written = replace_status(context, release, Some(status), false).await?;
     context.memory.wrote(&namespace, written.into());
     let note = Note {
         level: Level::Warning,

@@ -68,6 +68,14 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         tokio::task::yield_now().await;
     }
     drop(turn);
+    let turns_back = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
+    if decision.writes.iter().any(turns_back) {
+        // Until the status tells of it, a canary Ingress that is gone was deleted by us, whatever version 2 looks like by then.
+        context.memory.looks_anew(&namespace, &name);
+    } else if !decision.writes.is_empty() && context.memory.is_unrecorded(&namespace, &name) {
+        // No step is taken on a status that tells of one before the last. Who turns back does not wait for that.
+        replace_status(context, &release, release.status.clone(), true).await?;
+    }
     let mut latest = release.clone();
     for write in &decision.writes {
         latest = apply(context, &view, &namespace, latest, write).await?;
@@ -108,7 +116,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
         context.judging.stop(&namespace, &name);
-        context.memory.rests(&namespace, &name);
+        context.memory.looks_anew(&namespace, &name);
     } else {
         context.memory.looked(&namespace, &name);
     }
@@ -203,23 +211,36 @@ fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
     stale || worth(old) != worth(&decision.status)
 }
 
-/// Replaces the status of exactly the version that was decided on.
+/// Records what was decided, on exactly the version that it was decided on.
 async fn write_status(
     context: &Context,
     latest: &CanaryRelease,
     decision: &Decision,
 ) -> Result<Arc<CanaryRelease>, CallError> {
+    let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
+    let written = replace_status(context, latest, Some(decision.status.clone()), false).await;
+    // After a conflict the next round begins with what is newer.
+    let refused = written.as_ref().is_err_and(|error| !error.is_conflict());
+    context.memory.recorded(&namespace, &name, !refused);
+    Ok(remember(context, &namespace, written?))
+}
+
+pub(super) async fn replace_status(
+    context: &Context,
+    latest: &CanaryRelease,
+    status: Option<CanaryReleaseStatus>,
+    dry_run: bool,
+) -> Result<CanaryRelease, CallError> {
     let namespace = latest.namespace().unwrap_or_default();
     let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
     let mut wanted = latest.clone();
     wanted.metadata.managed_fields = None;
-    wanted.status = Some(decision.status.clone());
+    wanted.status = status;
     let params = PostParams {
+        dry_run,
         field_manager: Some("canary-operator".to_owned()),
-        ..Default::default()
     };
-    let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await?;
-    Ok(remember(context, &namespace, written))
+    bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await
 }
 
 async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {

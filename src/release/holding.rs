@@ -125,9 +125,10 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
     if draft.seen.first_look
         && let Some(gone) = draft.missing(&rollout)
     {
-        // Whoever died while turning back had not recorded why. To lead requests there again would be to forget it.
+        // Whoever died or was refused while turning back had not recorded why. To lead requests there again would be to
+        // forget it.
         let message = format!(
-            "Ingress {gone} was gone when this operator began to lead: it was deleted while none did, or the one before had begun to turn back and could not record why (its log says)"
+            "Ingress {gone} is gone and nothing records why: it was deleted while no operator led, or an operator had begun to turn back and could not write the status (its log says why)"
         );
         return Some(ending::turn_back(draft, rollout, Outcome::RolledBack, GONE, message));
     }

@@ -1,7 +1,7 @@
 //! Version 2's Deployment and Service are made and waited for; no request goes there yet.
 
 use super::{
-    Finding, Ground, Kind, Level, Op,
+    Finding, Ground, Kind, Level, Op, Write,
     draft::{Draft, Flow},
     ending, hash,
     preflight::{Fit, ground, preflight},
@@ -140,6 +140,14 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
     if draft.own_ingresses().next().is_some() || draft.seen.own_deployments.iter().any(stale) {
         let mut since = None;
         draft.drain(&mut since, false, false, "an earlier release left this");
+        let removes = |write: &Write| write.kind == Kind::Deployment;
+        if draft.decision.writes.iter().any(removes)
+            && let Some(ended) = &mut draft.status.rollout
+        {
+            // What is made from here on is not what was kept, also while a refusal keeps its making from being recorded: a sweep
+            // saw it made and removed without end.
+            ended.kept_until = None;
+        }
         draft.say(
             Phase::Pending,
             "CleaningUp",

@@ -3,6 +3,7 @@
 use crate::{
     lab::{Lab, canary, canary_ingress, lab, stable},
     properties,
+    refusing::Forbidden,
     scenario::{NAMESPACE, Run, Scenario, release_key},
     sweep::{is_whole, on_threads},
 };
@@ -10,8 +11,7 @@ use canary_operator::rehearse::{
     ApiServer, Key,
     json::{items, text},
     server::{
-        error,
-        intercept::{After, Before, Interceptor, NoFaults, Outcome},
+        intercept::{After, Interceptor, NoFaults, Outcome},
         routes::Call,
     },
 };
@@ -269,24 +269,14 @@ fn sweep(scenario: Scenario, stride: usize) {
     assert!(found.is_empty(), "{} findings:\n{}", found.len(), found.join("\n"));
 }
 
-/// Nobody may change what is not of the status.
-struct StatusOnly;
-
-impl Interceptor for StatusOnly {
-    fn before(&self, call: &Call) -> Before {
-        if is_write(call) && call.resource.plural == "canaryreleases" && call.subresource.is_empty() {
-            return Before::Answer(error::forbidden(&call.key(), "no role allows it"));
-        }
-        Before::Pass
-    }
-}
-
 #[test]
 fn a_command_whose_annotation_may_not_be_removed_is_told_and_writes_no_status_again_and_again() {
     let run = lab(async |lab| {
         lab.start(Scenario::Approval);
         lab.whenever(|lab| lab.reason() == "AwaitingApproval").await;
-        lab.world.server.intercept(StatusOnly);
+        let but_the_status =
+            |call: &Call| is_write(call) && call.resource.plural == "canaryreleases" && call.subresource.is_empty();
+        lab.world.server.intercept(Forbidden(but_the_status));
         lab.command("approve", "/1");
         lab.whenever(|lab| lab.reason() == "Forbidden").await;
         let statuses = |lab: &Lab| {

@@ -30,7 +30,7 @@ use std::{
 use tokio::sync::watch;
 
 /// Real time after which virtual time is held to stand still: something loops without waiting.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// By which one of several replicas leads.
 pub const LEASE: &str = "canary-operator";
@@ -107,24 +107,34 @@ fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl Async
     run(seed, Replicas::One, change, script)
 }
 
-fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
-    let (_watched, ended) = mpsc::channel::<()>();
-    let alive = Arc::new(AtomicUsize::new(0));
-    let test = std::thread::current().name().unwrap_or_default().to_owned() + &PLAYED.with_borrow(String::clone);
-    let counted = alive.clone();
+/// Ends the process where virtual time stands still, and tells what was asked last, until what it gives is dropped.
+fn end_storms(server: ApiServer, alive: Arc<AtomicUsize>) -> mpsc::Sender<()> {
+    let (watched, ended) = mpsc::channel();
+    let test = std::thread::current().name().unwrap_or_default().to_owned() + " " + &PLAYED.with_borrow(String::clone);
     std::thread::spawn(move || {
         let mut before = usize::MAX;
         while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(PATIENCE) {
-            let now = counted.load(Ordering::Relaxed);
+            let now = alive.load(Ordering::Relaxed);
             if now == before {
-                eprintln!("{test}: virtual time stands still: something loops without waiting");
+                eprintln!("{test}: virtual time stands still: something loops without waiting. Asked last:");
+                for record in server.records().iter().rev().take(9).rev() {
+                    let (verb, name, subresource) = (record.verb, &record.name, &record.subresource);
+                    let (kind, body) = (&record.resource.plural, &record.body);
+                    eprintln!("{verb} {kind} {name} {subresource} -> {} {body}", record.code);
+                }
                 std::process::abort();
             }
             before = now;
         }
     });
+    watched
+}
+
+fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {
     runtime().unwrap().block_on(async {
         let world = World::new(seed);
+        let alive = Arc::new(AtomicUsize::new(0));
+        let _watched = end_storms(world.server.clone(), alive.clone());
         for manifest in [scenario::deployment(), scenario::service(), scenario::ingress()] {
             world.apply(manifest).unwrap();
         }

@@ -12,6 +12,7 @@ mod leading;
 mod meddling;
 mod mutations;
 mod properties;
+mod refusing;
 mod scenario;
 mod starting;
 mod sweep;

@@ -234,15 +234,53 @@ pub fn broken(run: &Run) -> Vec<String> {
         ));
     }
     broken.extend(idle_writes(run));
+    broken.extend(led_again(run));
     if run.scenario == Scenario::Testers && run.canary_answers > 0 && run.tester_answers == 0 {
         broken.push("no tester ever reached version 2".to_owned());
     }
     broken
 }
 
+/// Canary Ingresses that the operator took away and made anew, though nobody had asked for another attempt meanwhile.
+fn led_again(run: &Run) -> Vec<String> {
+    let of_canary = |record: &&Record| record.resource.plural == "ingresses" && record.is_write() && !record.dry_run;
+    let asked_between = |from: u64, to: u64| {
+        let said = |release: &Option<Arc<Value>>| {
+            let command = "/metadata/annotations/canary-operator.dev~1command";
+            (release.as_ref()).map(|r| (int(r, "/metadata/generation"), text(r, command).to_owned()))
+        };
+        let between = |v: &&Arc<Version>| (from..=to).contains(&v.resource_version);
+        let releases = run.log.iter().filter(|v| v.key == Key::release(NAMESPACE, "shop"));
+        releases
+            .filter(between)
+            .any(|v| said(&v.previous) != said(&Some(v.object.clone())))
+    };
+    let left = |version: u64| {
+        run.log
+            .iter()
+            .find(|v| v.resource_version == version && is_canary_ingress(v))
+    };
+    let (mut broken, mut led, mut taken) = (Vec::new(), None, false);
+    for record in run.records.iter().filter(of_canary) {
+        let Some(version) = record.applied else { continue };
+        let leads = record.verb != "delete" && left(version).is_some_and(|v| exposes(&v.object));
+        if leads && taken && led.is_some_and(|since| !asked_between(since, version)) {
+            broken.push(format!(
+                "S2 at {}: what was taken away leads to version 2 again",
+                record.at
+            ));
+        }
+        taken |= record.verb == "delete" && led.is_some();
+        if leads {
+            (led, taken) = (Some(version), false);
+        }
+    }
+    broken
+}
+
 /// Writes of a status that says nothing new.
 fn idle_writes(run: &Run) -> Vec<String> {
-    let stored = |record: &&Record| record.subresource == "status" && record.applied.is_some();
+    let stored = |record: &&Record| record.subresource == "status" && record.applied.is_some() && !record.dry_run;
     let statuses: Vec<_> = run.records.iter().filter(stored).collect();
     let pairs = statuses.windows(2).filter(|pair| pair[0].name == pair[1].name);
     pairs

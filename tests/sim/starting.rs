@@ -2,16 +2,13 @@
 
 use crate::{
     lab::{Lab, canary, canary_ingress, lab, stable},
+    refusing::Forbidden,
     scenario::{NAMESPACE, Scenario},
 };
 use canary_operator::rehearse::{
     Key,
     json::{items, text},
-    server::{
-        error,
-        intercept::{Before, Interceptor},
-        routes::Call,
-    },
+    server::error,
 };
 use serde_json::{Value, json};
 use std::{
@@ -128,21 +125,12 @@ fn an_autoscaler_that_may_take_version_1_away_stalls_the_release_and_one_that_ma
     });
 }
 
-struct NoClusterRole;
-
-impl Interceptor for NoClusterRole {
-    fn before(&self, call: &Call) -> Before {
-        match call.resource.plural.as_str() {
-            "ingressclasses" => Before::Answer(error::forbidden(&call.key(), "no ClusterRole")),
-            _ => Before::Pass,
-        }
-    }
-}
-
 #[test]
 fn an_operator_without_a_cluster_role_warns_that_it_could_not_check_the_class() {
     lab(async |lab| {
-        lab.world.server.intercept(NoClusterRole);
+        lab.world
+            .server
+            .intercept(Forbidden(|call| call.resource.plural == "ingressclasses"));
         lab.start(Scenario::Good);
         lab.ended().await;
         assert_eq!(lab.status("rollout/outcome"), "Promoted");

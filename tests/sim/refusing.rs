@@ -1,0 +1,103 @@
+//! The operator may not do what it needs to.
+
+use crate::{
+    lab::{canary, is_operator, lab},
+    properties,
+    scenario::Scenario,
+};
+use canary_operator::rehearse::{
+    actors::behaviour::Answers,
+    server::{
+        error,
+        intercept::{Before, Interceptor, NoFaults},
+        routes::Call,
+        store::ChangeKind,
+    },
+};
+
+/// Requests of the operator that no role allows.
+pub struct Forbidden(pub fn(&Call) -> bool);
+
+impl Interceptor for Forbidden {
+    fn before(&self, call: &Call) -> Before {
+        if is_operator(&call.client) && (self.0)(call) {
+            return Before::Answer(error::forbidden(&call.key(), "no role allows it"));
+        }
+        Before::Pass
+    }
+}
+
+const STATUS: Forbidden = Forbidden(|call| call.subresource == "status");
+const SERVICES: Forbidden = Forbidden(|call| call.verb == "create" && call.resource.plural == "services");
+
+/// A sweep saw the canary Ingress deleted and made anew without end, and without a pause.
+#[test]
+fn a_bad_version_2_that_was_taken_away_does_not_come_back_while_no_status_can_be_written() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
+        lab.pass(10).await;
+        lab.world.server.intercept(STATUS);
+        lab.world.image_answers("shop:v2", Answers::failing(0.2));
+        lab.until("taken away", |lab| lab.weight().is_none()).await;
+        let before = lab.requests();
+        lab.pass(60).await;
+        assert_eq!(lab.weight(), None);
+        let asked = lab.requests() - before;
+        assert!(asked <= 60, "{asked} requests in a minute");
+        lab.world.server.intercept(NoFaults);
+        lab.ended().await;
+    });
+    let ingresses = run.log.iter().filter(|version| properties::is_canary_ingress(version));
+    let mut afterwards = ingresses
+        .skip_while(|version| version.change != ChangeKind::Deleted)
+        .skip(1);
+    assert!(afterwards.next().is_none(), "it came back:\n{}", run.trace());
+    assert_eq!(run.outcome().as_deref(), Some("RolledBack"), "{}", run.message());
+}
+
+/// A sweep saw version 2 given the pods for a promotion that the status did not tell of, and a quota's answer to that taken for
+/// a step that cannot be.
+#[test]
+fn no_step_is_taken_while_no_status_can_be_written() {
+    let run = lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("2/3").await;
+        lab.pass(10).await;
+        lab.world.server.intercept(STATUS);
+        lab.pass(600).await;
+        // One step was due before it was known.
+        assert_eq!(lab.weight().as_deref(), Some("50"));
+        lab.world.server.intercept(NoFaults);
+        lab.ended().await;
+    });
+    let broken = properties::broken(&run);
+    assert!(broken.is_empty(), "{}\n{}", broken.join("\n"), run.trace());
+    assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+}
+
+/// A sweep saw the new Deployment taken for the one that was kept, and made and removed without end.
+#[test]
+fn what_is_made_for_another_try_is_not_taken_for_what_was_kept() {
+    let run = lab(async |lab| {
+        lab.world.image_behaves("shop:v2", Scenario::Retried.behaviour());
+        lab.start(Scenario::Retried);
+        lab.until("kept", |lab| lab.status("phase") == "RolledBack").await;
+        lab.world.image_behaves("shop:v2", Scenario::Good.behaviour());
+        lab.pass(5).await;
+        lab.world.server.intercept(SERVICES);
+        lab.command("retry", "");
+        lab.until("refused", |lab| lab.reason() == "Forbidden").await;
+        let made = lab.world.server.get(&canary());
+        let before = lab.requests();
+        lab.pass(60).await;
+        let uid = |object: &serde_json::Value| object["metadata"]["uid"].clone();
+        let now = lab.world.server.get(&canary());
+        assert_eq!(made.as_deref().map(uid), now.as_deref().map(uid));
+        let asked = lab.requests() - before;
+        assert!(asked <= 60, "{asked} requests in a minute");
+        lab.world.server.intercept(NoFaults);
+        lab.until("promoted", |lab| lab.status("phase") == "Promoted").await;
+    });
+    assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+}
