@@ -22,8 +22,6 @@ pub(super) struct Memory(Mutex<BTreeMap<(String, String), Entry>>);
 struct Entry {
     /// What our last write left, until the cache shows it or something newer.
     written: Option<Arc<CanaryRelease>>,
-    /// A round of it went through.
-    looked: bool,
     /// Its status could not be written.
     unrecorded: bool,
     failures: u32,
@@ -35,11 +33,7 @@ struct Entry {
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.written.is_none()
-            && !self.looked
-            && !self.unrecorded
-            && self.failures == 0
-            && self.stumbles_since.is_none()
+        self.written.is_none() && !self.unrecorded && self.failures == 0 && self.stumbles_since.is_none()
     }
 
     /// Counts a failed round against the pace of the next ones.
@@ -118,16 +112,6 @@ impl Memory {
         (!wait.is_zero()).then_some(wait)
     }
 
-    /// Whether no round of the release went through yet since it began, or since a canary Ingress of it was to be deleted.
-    pub fn first_look(&self, namespace: &str, name: &str) -> bool {
-        self.change(namespace, name, |entry| !entry.looked)
-    }
-
-    /// A round of a release under way went through, and its status tells all that it did.
-    pub fn looked(&self, namespace: &str, name: &str) {
-        self.change(namespace, name, |entry| entry.looked = true);
-    }
-
     /// Whether what the last round did is not in the status.
     pub fn is_unrecorded(&self, namespace: &str, name: &str) -> bool {
         self.change(namespace, name, |entry| entry.unrecorded)
@@ -136,10 +120,5 @@ impl Memory {
     /// The status tells what a round did, or could not be written.
     pub fn recorded(&self, namespace: &str, name: &str, recorded: bool) {
         self.change(namespace, name, |entry| entry.unrecorded = !recorded);
-    }
-
-    /// The next look is a first one: the release rests, or what is done now may never be recorded.
-    pub fn looks_anew(&self, namespace: &str, name: &str) {
-        self.change(namespace, name, |entry| entry.looked = false);
     }
 }

@@ -55,7 +55,6 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     .await?;
     settings.metrics.judged(&judged);
     seen.judged = judged;
-    seen.first_look = context.memory.first_look(&namespace, &name);
     seen.servers = context.judging.servers();
     let turn = context.playing.try_lock().ok();
     seen.may_play = turn.is_some();
@@ -69,10 +68,8 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     drop(turn);
     let turns_back = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
-    if decision.writes.iter().any(turns_back) {
-        // Until the status tells of it, a canary Ingress that is gone was deleted by us, whatever version 2 looks like by then.
-        context.memory.looks_anew(&namespace, &name);
-    } else if !decision.writes.is_empty() && context.memory.is_unrecorded(&namespace, &name) {
+    let onward = !decision.writes.is_empty() && !decision.writes.iter().any(turns_back);
+    if onward && context.memory.is_unrecorded(&namespace, &name) {
         // No step is taken on a status that tells of one before the last. Who turns back does not wait for that.
         replace_status(context, &release, release.status.clone(), true).await?;
     }
@@ -116,9 +113,6 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
         context.judging.stop(&namespace, &name);
-        context.memory.looks_anew(&namespace, &name);
-    } else {
-        context.memory.looked(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
 }

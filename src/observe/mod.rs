@@ -25,8 +25,6 @@ use std::{collections::BTreeMap, sync::Arc};
 pub struct Observed {
     /// The release itself.
     pub release: Arc<CanaryRelease>,
-    /// Whether this operator decides about the release for the first time: it has just begun to lead, or the release has.
-    pub first_look: bool,
     /// Whether the plan may be played in this round, which takes milliseconds where all else takes microseconds. Where many
     /// releases begin in the same instant, what they can find is told with their next weight.
     pub may_play: bool,

@@ -55,7 +55,6 @@ pub async fn observe(
         .filter_map(|d| read(d))
         .collect();
     let mut seen = Observed {
-        first_look: false,
         may_play: true,
         stable,
         services: view.services(),

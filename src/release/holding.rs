@@ -113,8 +113,9 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.proven = None;
 }
 
-/// Somebody else's hand on a canary Ingress that this step has written before: it is put back at once, and again once in a
-/// settle time, so that two controllers do not write in turns for ever. The release holds until it stays for a settle time.
+/// Somebody else's hand on a canary Ingress that this step has written before. One that is gone stays away, and the release is
+/// rolled back. One that was changed is put right at once, and again once in a settle time, so that two controllers do not
+/// write in turns for ever; the release holds until it stays for a settle time.
 pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
     let mut rollout = rollout.clone();
     // Whoever may change the spec may change what follows from it.
@@ -122,13 +123,11 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
         return None;
     }
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
-    if draft.seen.first_look
-        && let Some(gone) = draft.missing(&rollout)
-    {
-        // Whoever died or was refused while turning back had not recorded why. To lead requests there again would be to
-        // forget it.
+    if let Some(gone) = draft.missing(&rollout) {
+        // Somebody took the requests away from version 2, with or without a word: a person, or an operator that died, was
+        // refused or cut off before it recorded why. To lead them there again would be to know better.
         let message = format!(
-            "Ingress {gone} is gone and nothing records why: it was deleted while no operator led, or an operator had begun to turn back and could not write the status (its log says why)"
+            "Ingress {gone} is gone and nothing records why: somebody deleted it, or an operator had begun to turn back and could not write the status (its log says why)"
         );
         return Some(ending::turn_back(draft, rollout, Outcome::RolledBack, GONE, message));
     }

@@ -41,6 +41,8 @@ pub enum Edit {
     Hotfix,
     /// The canary Ingress is deleted.
     Prune,
+    /// The canary Ingress leads nobody to version 2 any more.
+    Unweigh,
 }
 
 /// What happens next.
@@ -96,8 +98,6 @@ pub struct State {
     pub harmed: bool,
     /// Whether traffic was taken away for harm.
     pub condemned: bool,
-    /// Whether the operator has just started: no round of it went through.
-    pub first: bool,
     /// The largest weight of this release so far: somebody else's change may be put right up to that.
     pub peak: u8,
     /// Edits that are left to the users.
@@ -227,7 +227,6 @@ impl Model for Release {
             passed: None,
             harmed: false,
             condemned: false,
-            first: true,
             peak: 0,
             edits: self.size.most_edits,
             broken: 0,
@@ -454,7 +453,6 @@ impl Release {
                 next.operator = Operator::Idle;
                 // What the judge said last is lost with the operator, unless that was written down.
                 next.harmed = false;
-                next.first = true;
                 next.passed = next.passed.or_else(|| recorded_pass(cluster.release.now.as_ref()?));
                 cluster.catch_up();
             }
@@ -515,7 +513,7 @@ impl Release {
     }
 
     fn round(&self, next: &mut State, judgement: Judgement) -> Option<()> {
-        let decided = self.mind.look(&next.cluster, judgement, next.first)?;
+        let decided = self.mind.look(&next.cluster, judgement)?;
         match judgement {
             Judgement::Silent => {}
             Judgement::Pass => next.passed = Some(0),
@@ -523,7 +521,6 @@ impl Release {
         }
         next.harmed = judgement == Judgement::Harm;
         if decided.steps.is_empty() {
-            next.first = false;
             return Some(());
         }
         let at_once = decided.steps.len() == 1 && !matches!(decided.steps[0], Step::Write(_));
@@ -566,7 +563,6 @@ impl Release {
                 .or_else(|| recorded_pass(state.cluster.release.now.as_ref()?));
         }
         let last = next + 1 == decided.steps.len();
-        state.first &= !(done.is_some() && heard && last);
         state.operator = match done {
             Some(moves) if heard && !last => Operator::Acting {
                 decided,
@@ -607,13 +603,15 @@ impl Release {
 
     fn edit(&self, next: &mut State, edit: Edit) -> Option<()> {
         let lags = self.size.lag;
-        if edit == Edit::Prune {
+        if let Edit::Prune | Edit::Unweigh = edit {
             // Between a look and its write nobody could keep what is written from being wrong.
             if next.operator != Operator::Idle {
                 return None;
             }
-            next.cluster.ingress.now.as_ref()?;
-            next.cluster.ingress.changed(None, lags);
+            let ingress = next.cluster.ingress.now.clone()?;
+            let none = json!({"metadata": {"annotations": {"nginx.ingress.kubernetes.io/canary-weight": "0"}}});
+            let left = (edit == Edit::Unweigh).then(|| patched(&ingress, PatchKind::Merge, &none));
+            next.cluster.ingress.changed(left, lags);
             return Some(());
         }
         if let Edit::Scale(_) | Edit::Hotfix = edit {
@@ -658,7 +656,7 @@ impl Release {
                 let at = format!("/metadata/annotations/{}", ANNOTATION_COMMAND.replace('/', "~1"));
                 set(&mut value, &at, json!(format!("abort/{revision}")));
             }
-            Edit::Scale(_) | Edit::Hotfix | Edit::Prune => return None,
+            Edit::Scale(_) | Edit::Hotfix | Edit::Prune | Edit::Unweigh => return None,
         }
         if value == *release.value() {
             return None;
@@ -676,15 +674,6 @@ impl State {
     /// Drops what makes no difference any more.
     fn forget(&mut self) {
         let release = &self.cluster.release;
-        let stage = |release: &Object| text(release.value(), "/status/rollout/stage").to_owned();
-        let stages = [Some(&release.now), release.seen.as_ref()]
-            .into_iter()
-            .flatten()
-            .flatten();
-        // Ingresses are put right in these alone.
-        self.first &= stages
-            .map(stage)
-            .any(|stage| ["Stepping", "Promoting"].contains(&stage.as_str()));
         if let (Some(now), None) = (&release.now, &release.seen) {
             for ingress in [Some(&mut self.cluster.ingress.now), self.cluster.ingress.seen.as_mut()] {
                 if let Some(Some(ingress)) = ingress {

@@ -61,7 +61,7 @@ pub enum Planner {
     Forgetful,
     /// Does not read since when the canary Ingress leads requests as it does.
     Dateless,
-    /// Takes a look after a start for one like any other.
+    /// Does not know which Ingresses it has written before.
     Unaware,
 }
 
@@ -85,7 +85,6 @@ struct Look {
     ingress: Option<Object>,
     ready: [usize; 2],
     failing: bool,
-    first: bool,
     stale: [bool; 5],
     judgement: Judgement,
 }
@@ -216,8 +215,7 @@ impl Mind {
 
     /// One round up to its first write; nothing where the release is gone or at rest, or the API server is asked first
     /// what version 2's template is and refuses, for the Deployment is not the one that was seen.
-    /// `first`, if the operator has just started.
-    pub fn look(&self, cluster: &Cluster, judgement: Judgement, first: bool) -> Option<Arc<Decided>> {
+    pub fn look(&self, cluster: &Cluster, judgement: Judgement) -> Option<Arc<Decided>> {
         let object = cluster.release.shown().clone()?;
         let read = self.read(&object, cluster.release.is_stale());
         if read.at_rest {
@@ -255,7 +253,6 @@ impl Mind {
             ingress: cluster.ingress.shown().clone(),
             ready: cluster.endpoints,
             failing: watched && cluster.canary.shown().as_ref().is_some_and(pods_fail),
-            first,
             stale: cluster.stale(),
             judgement,
         };
@@ -272,7 +269,12 @@ impl Mind {
         let mut wait = settle();
         match self.planner {
             Planner::Hasty => wait = Duration::ZERO,
-            Planner::Unaware => seen.first_look = false,
+            Planner::Unaware => {
+                let status = Arc::make_mut(&mut seen.release).status.as_mut();
+                if let Some(rollout) = status.and_then(|status| status.rollout.as_mut()) {
+                    rollout.expressed = None;
+                }
+            }
             Planner::Dateless => seen.ingresses.iter_mut().for_each(|ingress| {
                 Arc::make_mut(ingress).annotations_mut().remove(ANNOTATION_SINCE);
             }),
@@ -365,7 +367,6 @@ impl Mind {
         let class = Class::Of("k8s.io/ingress-nginx".to_owned());
         Observed {
             release: read.release.clone(),
-            first_look: look.first,
             may_play: true,
             stable: look.stable.as_ref().map(|stable| self.workload(stable, stable_stale)),
             services,

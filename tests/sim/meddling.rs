@@ -258,7 +258,7 @@ fn a_foreign_ingress_with_the_canarys_name_holds_the_release_and_is_told() {
 }
 
 #[test]
-fn a_canary_ingress_deleted_before_it_was_seen_is_made_again() {
+fn a_canary_ingress_deleted_before_it_was_seen_stays_away() {
     lab(async |lab| {
         lab.start(Scenario::Good);
         lab.world.server.intercept(Events {
@@ -275,7 +275,8 @@ fn a_canary_ingress_deleted_before_it_was_seen_is_made_again() {
         lab.pass(120).await;
         assert!(lab.requests() < 50, "{} requests", lab.requests());
         lab.ended().await;
-        assert_eq!(lab.status("rollout/outcome"), "Promoted");
+        assert_eq!(lab.status("rollout/outcome"), "RolledBack");
+        assert_eq!(lab.status("rollout/reason"), "CanaryIngressGone");
     });
 }
 

@@ -320,8 +320,9 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
         let story = async {
             let settled = |lab: &Lab| settled(scenario, lab);
             lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
-            // A hand may have been at work at the very last write.
-            lab.pass(90).await;
+            // A hand may have been at work at the very last write, and what is denied for a minute and a half is asked again a
+            // minute later.
+            lab.pass(180).await;
             lab.until(&format!("{scenario:?} {fault:?} settled"), settled).await;
             lab.world.server.intercept(NoFaults);
             lab.quiet();

@@ -147,44 +147,26 @@ fn a_weight_that_was_put_right_and_not_recorded_counts_from_when_it_was_put_righ
         .spec(json!({"canary": {"replicas": 1}}))
         .at_first_step()
         .later(3600)
-        .without(Kind::Ingress, "shop-ingress-v2");
+        .edit(Kind::Ingress, "shop-ingress-v2", |ingress| {
+            ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/canary-weight"] = json!("0");
+        });
     let recorded = world.release.clone();
     let mut died = world.round();
     died.release.status = recorded.status;
-    died.first_look = true;
     let rolled = died.later(1).rounds(1);
     let (step, since) = (rolled.rollout().step, rolled.rollout().weight_since.clone().unwrap().0);
     assert_eq!((step, since), (1, rolled.now - Duration::from_secs(1)));
 }
 
 #[test]
-fn a_canary_ingress_that_is_gone_when_the_operator_begins_to_lead_is_a_way_back_that_was_begun() {
-    let mut world = world().at_first_step().without(Kind::Ingress, "shop-ingress-v2");
-    assert_eq!(world.clone().rounds(1).rollout().stage, Stage::Stepping);
-    world.first_look = true;
-    let back = world.rounds(1);
-    let told = (back.rollout().stage, back.rollout().reason.clone().unwrap_or_default());
-    assert_eq!(told, (Stage::RollingBack, "CanaryIngressGone".to_owned()));
-}
-
-#[test]
-fn a_canary_ingress_that_somebody_deletes_again_and_again_is_not_put_right_in_the_round_that_turns_back() {
-    let deleted = world()
+fn a_canary_ingress_that_is_gone_stays_away() {
+    let back = world()
         .at_first_step()
         .without(Kind::Ingress, "shop-ingress-v2")
         .rounds(1);
-    let late = deleted.later(600).without(Kind::Ingress, "shop-ingress-v2").rounds(1);
-    assert_eq!(late.rollout().stage, Stage::RollingBack);
-    assert_eq!(late.split("shop-ingress-v2"), None);
-}
-
-#[test]
-fn a_deleted_canary_ingress_is_made_again_with_the_weight_in_force() {
-    let writes = writes(&world().at_first_step().without(Kind::Ingress, "shop-ingress-v2"));
-    assert_eq!(
-        writes,
-        ["create Ingress shop-ingress-v2: 10% at step 1 (step 1: 10% to version 2)"]
-    );
+    assert_eq!(back.split("shop-ingress-v2"), None);
+    let told = (back.rollout().stage, back.rollout().reason.clone().unwrap_or_default());
+    assert_eq!(told, (Stage::RollingBack, "CanaryIngressGone".to_owned()));
 }
 
 #[test]

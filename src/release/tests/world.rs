@@ -36,8 +36,6 @@ pub struct World {
     pub judged: Judged,
     /// Changes what every check says that the spec asks for: that it has just passed.
     pub verdict: Option<fn(&mut CheckStatus)>,
-    /// Whether the operator has just begun to lead.
-    pub first_look: bool,
     pub may_play: bool,
     pub now: Timestamp,
     pub story: String,
@@ -65,7 +63,6 @@ pub fn world() -> World {
             classes: BTreeMap::from([("nginx".to_owned(), Class::Of("k8s.io/ingress-nginx".to_owned()))]),
             ..Default::default()
         }),
-        first_look: false,
         may_play: true,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         story: String::new(),
@@ -355,7 +352,6 @@ impl World {
         });
         Observed {
             release: Arc::new(self.release.clone()),
-            first_look: self.first_look,
             may_play: self.may_play,
             stable: stable.cloned().map(workload),
             services: of(Kind::Service)
