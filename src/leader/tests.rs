@@ -158,12 +158,12 @@ fn a_leader_that_is_killed_is_followed_within_20_seconds_and_not_before_its_term
             first.until(Standing::Leading).await;
             let mut second = replica(&server, "b");
             second.until(Standing::Following("a".to_owned())).await;
-            sleep(30 * SECOND + late * SECOND / 7).await;
+            sleep(30 * SECOND + late * SECOND / 4).await;
             let end = first.term.end_of_writes().unwrap().unwrap();
             let killed = Instant::now();
             first.kill();
             second.until(Standing::Leading).await;
-            assert!(killed.elapsed() <= 16 * SECOND, "{:?}", killed.elapsed());
+            assert!(killed.elapsed() <= 18 * SECOND, "{:?}", killed.elapsed());
             assert!(Instant::now() > end);
         });
     }
@@ -194,7 +194,7 @@ fn a_leader_that_is_cut_off_writes_no_more_before_another_does() {
             assert!(!second.leads());
             sleep(SECOND / 10).await;
         }
-        assert!(cut.elapsed() <= 10 * SECOND + SECOND / 10, "{:?}", cut.elapsed());
+        assert!(cut.elapsed() <= 12 * SECOND + SECOND / 10, "{:?}", cut.elapsed());
         second.until(Standing::Leading).await;
         server.intercept(NoFaults);
         first.until(Standing::Following("b".to_owned())).await;
@@ -364,7 +364,7 @@ fn a_lease_of_somebody_who_vanished_before_we_came_is_waited_for() {
         let mut next = replica(&server, "a");
         next.until(Standing::Leading).await;
         // Its clock may be years behind: only silence proves anything.
-        assert!((15..=17).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        assert!((17..=19).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
         assert_eq!(server.get(&lease()).unwrap()["spec"]["leaseTransitions"], 5);
     });
 }

@@ -38,7 +38,7 @@ enum Lost {
 /// How long a leader is cut off: long enough for the other one to take over, and to have to follow it afterwards.
 const CUT: Duration = Duration::from_secs(60);
 /// How long a term lasts after the renewal that it began with was sent.
-const TERM: SignedDuration = SignedDuration::from_secs(10);
+const TERM: SignedDuration = SignedDuration::from_secs(12);
 
 struct Taker {
     lost: Lost,
