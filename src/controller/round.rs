@@ -128,8 +128,11 @@ async fn apply(
     let outcome = perform(&context.settings.client, namespace, write).await;
     context.settings.metrics.wrote(write.kind, outcome.as_ref().err());
     tracing::info!(namespace, kind = ?write.kind, object = write.name, why = write.why, failed = outcome.as_ref().err().map(ToString::to_string), "write");
-    if write.kind != Kind::CanaryRelease && outcome.as_ref().is_err_and(CallError::is_conflict) {
-        refresh(context, view, namespace, write).await;
+    if outcome.as_ref().is_err_and(CallError::is_conflict) {
+        match write.kind {
+            Kind::CanaryRelease => catch_up(context, &latest).await,
+            _ => refresh(context, view, namespace, write).await,
+        }
     }
     match (outcome?, &write.op) {
         (Applied::Stored(object), _) if write.kind == Kind::CanaryRelease => {
@@ -213,12 +216,11 @@ async fn write_status(
 ) -> Result<Arc<CanaryRelease>, CallError> {
     let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
     let written = replace_status(context, latest, Some(decision.status.clone()), false).await;
-    // After a conflict the next round begins with what is newer.
-    let refused = written.as_ref().is_err_and(|error| !error.is_conflict());
-    context.memory.recorded(&namespace, &name, !refused);
+    context.memory.recorded(&namespace, &name, written.is_ok());
     Ok(remember(context, &namespace, written?))
 }
 
+/// Replaces the status of exactly this version.
 pub(super) async fn replace_status(
     context: &Context,
     latest: &CanaryRelease,
@@ -234,7 +236,24 @@ pub(super) async fn replace_status(
         dry_run,
         field_manager: Some("canary-operator".to_owned()),
     };
-    bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await
+    let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await;
+    if written.as_ref().is_err_and(CallError::is_conflict) {
+        catch_up(context, latest).await;
+    }
+    written
+}
+
+/// Reads the release again after a conflict: what changed it, a pause perhaps, may be late by the watch. A storm of the
+/// simulation raised the weight of a version that was not asked for any more.
+async fn catch_up(context: &Context, latest: &CanaryRelease) {
+    let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
+    let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
+    match bounded(api.get_opt(&name)).await {
+        Ok(Some(now)) => drop(remember(context, &namespace, now)),
+        // Its deletion is about to be seen.
+        Ok(None) => {}
+        Err(error) => tracing::warn!(namespace, name, %error, "release not read again after a conflict"),
+    }
 }
 
 async fn release_finalizer(context: &Context, latest: &CanaryRelease) -> Result<Arc<CanaryRelease>, CallError> {
@@ -259,7 +278,11 @@ async fn patch_metadata(
     if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.insert("resourceVersion".to_owned(), json!(latest.resource_version()));
     }
-    let written = match bounded(api.patch(&latest.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await {
+    let written = bounded(api.patch(&latest.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await;
+    if written.as_ref().is_err_and(CallError::is_conflict) {
+        catch_up(context, latest).await;
+    }
+    let written = match written {
         Ok(written) => written,
         Err(CallError::Kube(kube::Error::Api(status))) if status.is_not_found() => latest.clone(),
         Err(error) => return Err(error),

@@ -240,3 +240,12 @@ fn a_storm_is_the_same_again_from_its_seed() {
     let trace = || play(Scenario::Good, 5, &Fired::default()).trace();
     assert_eq!(trace(), trace());
 }
+
+/// Found in a storm: statuses met a newer release six times, and the weight rose on the old one.
+#[test]
+fn a_conflict_with_a_release_that_the_watch_has_not_shown_yet_is_heeded() {
+    assert_eq!(
+        found(Scenario::Superseded, 356, &Fired::default()),
+        Vec::<String>::new()
+    );
+}
