@@ -56,6 +56,11 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets releases that are gone.
+    pub fn forget_missing(&self, exists: impl Fn(&str, &str) -> bool) {
+        self.lock().retain(|(namespace, name), _| exists(namespace, name));
+    }
+
     fn change<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.lock();
         let key = (namespace.to_owned(), name.to_owned());
@@ -112,12 +117,12 @@ impl Memory {
         (!wait.is_zero()).then_some(wait)
     }
 
-    /// Whether what the last round did is not in the status.
+    /// Whether the status could not be written when it was last tried.
     pub fn is_unrecorded(&self, namespace: &str, name: &str) -> bool {
         self.change(namespace, name, |entry| entry.unrecorded)
     }
 
-    /// The status tells what a round did, or could not be written.
+    /// The status was written, or could not be.
     pub fn recorded(&self, namespace: &str, name: &str, recorded: bool) {
         self.change(namespace, name, |entry| entry.unrecorded = !recorded);
     }

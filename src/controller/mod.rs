@@ -35,6 +35,8 @@ type Guarded = DeserializeGuard<CanaryRelease>;
 
 /// First and longest pause after a failed round.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Longest pause where the status cannot be written, so that what is found harmful meanwhile is taken away soon.
+const UNRECORDED: Duration = Duration::from_secs(5);
 /// First pause after a conflict, which means that the watch is about to show something newer.
 const AFTER_CONFLICT: Duration = Duration::from_millis(300);
 /// How often the watched namespaces are checked for releases that are gone.
@@ -146,6 +148,7 @@ pub async fn run(
             };
             sweeper.views.forget_missing(exists);
             sweeper.judging.forget_missing(exists);
+            sweeper.memory.forget_missing(exists);
         }
     };
     tokio::select! {
@@ -201,14 +204,16 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
 }
 
 fn after_error(object: Arc<Guarded>, error: &RoundError, context: Arc<Context>) -> Action {
-    let (first, longest) = BACKOFF;
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let (first, mut longest) = BACKOFF;
     let first = match error {
         RoundError::Call(call) if call.is_conflict() => AFTER_CONFLICT,
         _ => first,
     };
-    let failures = context
-        .memory
-        .failed(&object.namespace().unwrap_or_default(), &object.name_any());
+    if context.memory.is_unrecorded(&namespace, &name) {
+        longest = UNRECORDED;
+    }
+    let failures = context.memory.failed(&namespace, &name);
     Action::requeue(first.saturating_mul(1 << failures.min(10)).min(longest))
 }
 

@@ -37,6 +37,7 @@ pub(super) async fn stalled(
     }
     let settings = &context.settings;
     let written = replace_status(context, release, Some(status), false).await?;
+    context.memory.recorded(&namespace, &release.name_any(), true);
     context.memory.wrote(&namespace, written.into());
     let note = Note {
         level: Level::Warning,

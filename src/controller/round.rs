@@ -4,7 +4,7 @@ use super::{Context, RoundError, report};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
     cluster::{Applied, CallError, bounded, object_ref, perform, publish},
-    observe::{Others, View, observe},
+    observe::{Others, View, ask_ready, observe},
     release::{Decision, Kind, Op, Write, at_rest},
 };
 use kube::{
@@ -66,10 +66,23 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         // releases that started together, writes waited 4 s for their answers (`make bench`).
         tokio::task::yield_now().await;
     }
+    if !decision.relies_on.is_empty() {
+        // A storm of the simulation led requests to pods that had crashed, by a watch that hung.
+        let now = ask_ready(&settings.client, &namespace, &decision.relies_on).await?;
+        if now
+            .iter()
+            .any(|(service, ready)| seen.ready.get(service).copied().unwrap_or(0) != *ready)
+        {
+            seen.ready.extend(now);
+            decision = (settings.decide)(&seen, settings.routing.as_ref(), settings.settle, decided);
+        }
+    }
     drop(turn);
-    let turns_back = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
-    let onward = !decision.writes.is_empty() && !decision.writes.iter().any(turns_back);
-    if onward && context.memory.is_unrecorded(&namespace, &name) {
+    let takes_away = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
+    let turns_back = release.metadata.deletion_timestamp.is_some()
+        || (decision.status.rollout.as_ref()).is_some_and(|rollout| rollout.stage == Stage::RollingBack)
+        || decision.writes.iter().any(takes_away);
+    if !turns_back && !decision.writes.is_empty() && context.memory.is_unrecorded(&namespace, &name) {
         // No step is taken on a status that tells of one before the last. Who turns back does not wait for that.
         replace_status(context, &release, release.status.clone(), true).await?;
     }

@@ -32,8 +32,8 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// Twelve renewals a minute where Kubernetes' own controllers send thirty; as they do, one may take 7 s to be answered, and
-    /// another leads within 20 s.
+    /// Twelve renewals a minute where Kubernetes' own controllers send thirty. One may take 7 s to be answered, and another leads
+    /// within 20 s.
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(17),

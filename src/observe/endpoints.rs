@@ -1,11 +1,31 @@
 //! Ready endpoints of a Service.
 
+use crate::cluster::{CallError, bounded};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::ResourceExt;
+use kube::{Api, Client, ResourceExt, api::ListParams};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Label by which an EndpointSlice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Asks the API server for the ready endpoints of these Services.
+///
+/// # Errors
+/// What the API server says.
+pub async fn ask_ready(
+    client: &Client,
+    namespace: &str,
+    services: &[String],
+) -> Result<BTreeMap<String, usize>, CallError> {
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+    let of_these = format!("{SERVICE_NAME} in ({})", services.join(","));
+    let slices = bounded(api.list(&ListParams::default().labels(&of_these))).await?;
+    let mut found = ready(&slices.items);
+    for service in services {
+        found.entry(service.clone()).or_default();
+    }
+    Ok(found)
+}
 
 /// Number of ready endpoints by Service. A pod with several addresses (dual-stack) counts once.
 #[must_use]

@@ -7,7 +7,7 @@ mod survey;
 mod views;
 mod workload;
 
-pub use endpoints::ready;
+pub use endpoints::{ask_ready, ready};
 pub use pods::{Failure, RESTARTING, failure, last_line};
 pub use read::{Others, observe};
 pub use survey::{Autoscaler, Budget, Class, Survey};

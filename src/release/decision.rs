@@ -25,6 +25,9 @@ pub struct Decision {
     pub tell_again: Duration,
     /// Whether the release needs its namespace watched.
     pub watching: bool,
+    /// Services whose ready endpoints all requests of a version depend on from here on: they are asked for anew, for a watch
+    /// may be late, and this is decided again where it was.
+    pub relies_on: Vec<String>,
 }
 
 impl Decision {

@@ -67,6 +67,7 @@ pub(super) struct Parts {
     pub again: Option<Duration>,
     pub tell_again: Option<Duration>,
     pub at_rest: bool,
+    pub relies_on: Vec<String>,
 }
 
 impl<'a> Draft<'a> {
@@ -310,9 +311,19 @@ impl<'a> Draft<'a> {
             self.write(Kind::Ingress, &name, op, why);
         }
         if wrote {
+            let testers = self.seen.release.spec.traffic.as_ref().is_some_and(|t| t.has_testers());
+            let first = !self.exposed() && (testers || split.weight > Weight::ZERO);
+            if first || split.weight == Weight::FULL {
+                self.rely_on_endpoints(rollout);
+            }
             self.steered = Some(split.weight);
         }
         wrote
+    }
+
+    /// From here on there is no turning back within a watch's delay: see [`Decision::relies_on`].
+    pub fn rely_on_endpoints(&mut self, rollout: &Rollout) {
+        self.decision.relies_on = vec![rollout.service.clone(), rollout.canary.service.clone()];
     }
 
     /// Stands for all that is asked of the canary Ingresses.
@@ -499,6 +510,7 @@ impl<'a> Draft<'a> {
             again: parts.again.map_or(IDLE, |again| again.min(IDLE)),
             tell_again: parts.tell_again.unwrap_or(IDLE),
             watching: !parts.at_rest,
+            relies_on: parts.relies_on,
         }
     }
 

@@ -113,9 +113,28 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.proven = None;
 }
 
-/// Somebody else's hand on a canary Ingress that this step has written before. One that is gone stays away, and the release is
-/// rolled back. One that was changed is put right at once, and again once in a settle time, so that two controllers do not
-/// write in turns for ever; the release holds until it stays for a settle time.
+/// A canary Ingress that this release has written and that is not there stays away, whatever would be asked of it now: the
+/// release is rolled back.
+pub(super) fn gone(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<Flow> {
+    // What this very round is about to make is not there yet.
+    draft.seen.release.rollout()?.expressed.as_ref()?;
+    let gone = draft.missing(rollout)?;
+    // Somebody took the requests away from version 2, with or without a word: a person, or an operator that died, was refused
+    // or cut off before it recorded why. To lead them there again would be to know better.
+    let message = format!(
+        "Ingress {gone} is gone and nothing records why: somebody deleted it, or an operator had begun to turn back and could not write the status (its log says why)"
+    );
+    Some(ending::turn_back(
+        draft,
+        rollout.clone(),
+        Outcome::RolledBack,
+        GONE,
+        message,
+    ))
+}
+
+/// Somebody else's hand on a canary Ingress that this step has written before: it is put right at once, and again once in a
+/// settle time, so that two controllers do not write in turns for ever. The release holds until it stays for a settle time.
 pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -> Option<Flow> {
     let mut rollout = rollout.clone();
     // Whoever may change the spec may change what follows from it.
@@ -123,14 +142,6 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
         return None;
     }
     let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
-    if let Some(gone) = draft.missing(&rollout) {
-        // Somebody took the requests away from version 2, with or without a word: a person, or an operator that died, was
-        // refused or cut off before it recorded why. To lead them there again would be to know better.
-        let message = format!(
-            "Ingress {gone} is gone and nothing records why: somebody deleted it, or an operator had begun to turn back and could not write the status (its log says why)"
-        );
-        return Some(ending::turn_back(draft, rollout, Outcome::RolledBack, GONE, message));
-    }
     let watching = draft.held_for(TAMPERED) && !rest.is_zero();
     let stray = draft.strays(&rollout, split);
     if !watching && stray.is_none() {

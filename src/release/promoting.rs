@@ -8,7 +8,7 @@ use super::{
     analysing::{doubt, found_harmful},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
-    holding::{hold_until_deadline, resume, tampered, unready},
+    holding::{gone, hold_until_deadline, resume, tampered, unready},
     preflight::ground,
     proof::contradiction,
     schedule,
@@ -69,6 +69,9 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
+    }
+    if let Some(flow) = gone(draft, &rollout) {
+        return flow;
     }
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
@@ -145,6 +148,7 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
         );
         draft.note(Level::Warning, "TrafficNotShifted", message.clone());
         rollout.unshifted = Some(message.clone());
+        draft.rely_on_endpoints(rollout);
         let pods = draft.pods(rollout, live);
         draft.shrink(rollout, pods, "these pods are not to be had");
         draft.say(Phase::Promoting, "TrafficNotShifted", message);
@@ -238,6 +242,7 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         patch,
     };
     draft.write(Kind::Deployment, &stable.name, op, "every step passed");
+    draft.rely_on_endpoints(&rollout);
     if draft.live_weight() < Weight::FULL {
         let message = format!(
             "{}; Deployment {} is replaced while it serves",

@@ -5,7 +5,7 @@ use super::{
     analysing::{self, AWAITING, NO_DATA, doubt, found_harmful, may_end_early, tell_power, trouble},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
-    holding::{hold, hold_until_deadline, resume, tampered, unready},
+    holding::{gone, hold, hold_until_deadline, resume, tampered, unready},
     proof::{contradiction, prove},
     schedule,
     waiting::{APPROVAL, Barrier, barrier, next, share, shut},
@@ -42,6 +42,9 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     rollout.capacity = draft.capacity(&rollout);
     if let Some(why) = unready(draft, &rollout) {
         return hold_until_deadline(draft, rollout, why);
+    }
+    if let Some(flow) = gone(draft, &rollout) {
+        return flow;
     }
     // Steps noted on the Ingresses are of the schedule that was in force when they were written.
     if rollout.schedule != hash::schedule_hash(&draft.seen.release.spec) {

@@ -30,7 +30,7 @@ use std::{
 use tokio::sync::watch;
 
 /// Real time after which virtual time is held to stand still: something loops without waiting.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// By which one of several replicas leads.
 pub const LEASE: &str = "canary-operator";

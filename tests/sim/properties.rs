@@ -243,7 +243,7 @@ pub fn broken(run: &Run) -> Vec<String> {
 
 /// Canary Ingresses that the operator took away and made anew, though nobody had asked for another attempt meanwhile.
 fn led_again(run: &Run) -> Vec<String> {
-    let of_canary = |record: &&Record| record.resource.plural == "ingresses" && record.is_write() && !record.dry_run;
+    let of_canary = |record: &&Record| record.resource.plural == "ingresses" && record.is_write();
     let asked_between = |from: u64, to: u64| {
         let said = |release: &Option<Arc<Value>>| {
             let command = "/metadata/annotations/canary-operator.dev~1command";
@@ -280,7 +280,7 @@ fn led_again(run: &Run) -> Vec<String> {
 
 /// Writes of a status that says nothing new.
 fn idle_writes(run: &Run) -> Vec<String> {
-    let stored = |record: &&Record| record.subresource == "status" && record.applied.is_some() && !record.dry_run;
+    let stored = |record: &&Record| record.subresource == "status" && record.is_write() && record.applied.is_some();
     let statuses: Vec<_> = run.records.iter().filter(stored).collect();
     let pairs = statuses.windows(2).filter(|pair| pair[0].name == pair[1].name);
     pairs

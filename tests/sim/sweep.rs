@@ -384,11 +384,8 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
             .any(|word| line.starts_with(word)),
         // And who is denied says so.
         Denied | DeniedForLong => line.starts_with("stalled at"),
-        // The last word on an object that is never heard: what waits for it gives up at the deadline. The stable Deployment's
-        // is told as a promotion that is stuck; endpoints' as pods that cannot be had, so that shiftTraffic: Auto goes on without.
-        EventMissed => {
-            (stalled && line.starts_with("S10")) || line.starts_with("S6") || line.starts_with("requests failed")
-        }
+        // The last word on the stable Deployment that is never heard is told as a promotion that is stuck.
+        EventMissed => stalled && line.starts_with("S10"),
         _ => false,
     };
     broken.retain(|line| !ignored(line));

@@ -170,6 +170,19 @@ fn a_canary_ingress_that_is_gone_stays_away() {
 }
 
 #[test]
+fn a_canary_ingress_that_is_gone_stays_away_also_when_it_would_carry_everything_or_the_schedule_is_another() {
+    let gone = |world: World| world.without(Kind::Ingress, "shop-ingress-v2");
+    let scaling = gone(world().at_last_step().later(66).rounds(1)).canary_ready(4);
+    let shorter = gone(world().at_first_step()).steps(&[("20", "1m")]);
+    let testers = gone(world().at_first_step()).spec(json!({"traffic": {"cookie": "canary"}}));
+    for world in [scaling, shorter, testers] {
+        let back = world.rounds(1);
+        assert_eq!(back.split("shop-ingress-v2"), None);
+        assert_eq!(back.rollout().reason.as_deref(), Some("CanaryIngressGone"));
+    }
+}
+
+#[test]
 fn a_changed_schedule_goes_on_at_the_first_step_not_below_the_weight_in_force() {
     let at_50 = world().at_last_step();
     for (steps, step, weight) in [
