@@ -115,6 +115,20 @@ impl Trial<'_> {
             })
     }
 
+    /// The same, and the condition `Analysed` says that it is not known whether version 2 is sound, for this reason.
+    pub fn held_unanalysed(&self, reason: &str) -> Result<Moment> {
+        let held = self.held(reason)?;
+        let analysed = held
+            .status
+            .condition("Analysed")
+            .context("there is no condition Analysed")?;
+        ensure!(
+            (&*analysed.status, &*analysed.reason) == ("Unknown", reason),
+            "Analysed is {analysed:?}"
+        );
+        Ok(held)
+    }
+
     /// Waits for requests long after the release was held for this reason at this weight; an error where it is not any more.
     pub fn stays_held(&self, reason: &str, weight: &str, load: &Load) -> Result<()> {
         let long_after = Timestamp::now() + HELD;

@@ -154,15 +154,7 @@ fn what_nginx_answers_itself_is_not_held_against_version_two_and_is_told() -> Ou
 #[test]
 fn without_requests_a_release_is_held_and_goes_on_when_they_come() -> Outcome {
     quiet("no-traffic", (&[], &[]), json!({"steps": [step(50, "5s")]}), |trial| {
-        let held = trial.held("NoData")?;
-        let analysed = held
-            .status
-            .condition("Analysed")
-            .context("there is no condition Analysed")?;
-        ensure!(
-            (&*analysed.status, &*analysed.reason) == ("Unknown", "NoData"),
-            "Analysed is {analysed:?}"
-        );
+        trial.held_unanalysed("NoData")?;
         trial.never_beyond("50")?;
         let load = trial.load()?;
         trial.promoted()?;
@@ -250,15 +242,7 @@ fn without_its_prometheus_a_release_is_held_and_goes_on_when_that_is_back() -> O
             moment.status.checks.iter().any(|check| check.verdict == "Pass")
         })?;
         prometheus.stop()?;
-        let held = trial.held("AnalysisError")?;
-        let analysed = held
-            .status
-            .condition("Analysed")
-            .context("there is no condition Analysed")?;
-        ensure!(
-            (&*analysed.status, &*analysed.reason) == ("Unknown", "AnalysisError"),
-            "Analysed is {analysed:?}"
-        );
+        let held = trial.held_unanalysed("AnalysisError")?;
         says(&held.status.message, &["Prometheus", "stopped"])?;
         trial.stays_held("AnalysisError", "50", load)?;
         prometheus.start_again()?;
