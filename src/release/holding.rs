@@ -113,12 +113,16 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     rollout.proven = None;
 }
 
+/// A canary Ingress that is not there, though a round before this one wrote it.
+pub(super) fn written_and_missing(draft: &Draft<'_>, rollout: &Rollout) -> Option<String> {
+    draft.seen.release.rollout()?.expressed.as_ref()?;
+    draft.missing(rollout)
+}
+
 /// A canary Ingress that this release has written and that is not there stays away, whatever would be asked of it now: the
 /// release is rolled back.
 pub(super) fn gone(draft: &mut Draft<'_>, rollout: &Rollout) -> Option<Flow> {
-    // What this very round is about to make is not there yet.
-    draft.seen.release.rollout()?.expressed.as_ref()?;
-    let gone = draft.missing(rollout)?;
+    let gone = written_and_missing(draft, rollout)?;
     // Somebody took the requests away from version 2, with or without a word: a person, or an operator that died, was refused
     // or cut off before it recorded why. To lead them there again would be to know better.
     let message = format!(

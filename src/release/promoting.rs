@@ -8,7 +8,7 @@ use super::{
     analysing::{doubt, found_harmful},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
-    holding::{gone, hold_until_deadline, resume, tampered, unready},
+    holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
     preflight::ground,
     proof::contradiction,
     schedule,
@@ -61,17 +61,20 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
             step: rollout.step,
         }
     };
+    let unready = unready(draft, &rollout);
+    if unready.is_none()
+        && let Some(flow) = gone(draft, &rollout)
+    {
+        return flow;
+    }
     if shifts && let Some(flow) = scale(draft, &mut rollout) {
         return flow;
     }
     if !shifts {
         rollout.weight_since.get_or_insert(MicroTime(draft.now));
     }
-    if let Some(why) = unready(draft, &rollout) {
+    if let Some(why) = unready {
         return hold_until_deadline(draft, rollout, why);
-    }
-    if let Some(flow) = gone(draft, &rollout) {
-        return flow;
     }
     if let Some(flow) = tampered(draft, &rollout, split) {
         return flow;
@@ -138,7 +141,8 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
     let auto = draft.seen.release.spec.promotion.shift_traffic == ShiftTraffic::Auto;
     // At 100 % already, there is nothing to fall back to; nor on pods that are not there for the share they have.
     let live = draft.live_weight();
-    let enough = draft.has_ready(rollout, draft.pods(rollout, live));
+    // Nor where requests were taken away a moment ago: nginx may send some still, so that no pod goes (the model found that).
+    let enough = draft.has_ready(rollout, draft.pods(rollout, live)) && written_and_missing(draft, rollout).is_none();
     if auto && enough && live < Weight::FULL && (refused.is_some() || draft.deadline(rollout).is_zero()) {
         let deadline = draft.seen.release.spec.progress_deadline;
         let why = refused.unwrap_or_else(|| format!("not within {deadline} (spec.progressDeadline)"));

@@ -183,6 +183,18 @@ fn a_canary_ingress_that_is_gone_stays_away_also_when_it_would_carry_everything_
 }
 
 #[test]
+fn no_pod_goes_for_want_of_others_where_the_canary_ingress_is_gone_and_nginx_may_not_know() {
+    let waiting = world().at_last_step().later(66).rounds(1).canary_ready(3).later(600);
+    let given_up = waiting.clone().rounds(1);
+    assert!(given_up.rollout().unshifted.is_some(), "the deadline is over");
+    for world in [waiting.clone(), waiting.stable_ready(0)] {
+        let gone = world.without(Kind::Ingress, "shop-ingress-v2").round();
+        let pods = gone.seen().own_deployments[0].replicas;
+        assert_eq!((pods, gone.rollout().unshifted.is_some()), (4, false));
+    }
+}
+
+#[test]
 fn a_changed_schedule_goes_on_at_the_first_step_not_below_the_weight_in_force() {
     let at_50 = world().at_last_step();
     for (steps, step, weight) in [
