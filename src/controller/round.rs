@@ -2,7 +2,7 @@
 
 use super::{Context, RoundError, report};
 use crate::{
-    api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage},
+    api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage, Verdict, conditions},
     cluster::{Applied, CallError, bounded, object_ref, perform, publish},
     observe::{Others, View, ask_ready, observe},
     release::{Decision, Kind, Op, Write, at_rest},
@@ -193,6 +193,24 @@ fn worth(status: &CanaryReleaseStatus) -> Value {
     json!([status, failed.unwrap_or_default(), verdicts])
 }
 
+/// The status without its good news: a pass, or a verdict that is awaited, and a weight that is live.
+fn without_good_news(status: &CanaryReleaseStatus) -> CanaryReleaseStatus {
+    let mut status = status.clone();
+    let bad = |verdict: Option<Verdict>| verdict.is_some_and(|verdict| verdict != Verdict::Pass);
+    status.checks.retain(|check| bad(check.verdict));
+    if status.checks.is_empty() {
+        status.verdicts = None;
+    }
+    // What contradicts a weight, or interrupts it, holds the release, and is told in other words too.
+    let news = [
+        conditions::WEIGHT_LIVE,
+        conditions::TRAFFIC_SPLIT_VERIFIED,
+        conditions::ANALYSED,
+    ];
+    (status.conditions).retain(|condition| !news.contains(&&*condition.type_));
+    status
+}
+
 /// Whether all that the next round goes by is stored, so that only words are left to be told.
 fn is_recorded(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> bool {
     let facts = |status: &CanaryReleaseStatus| {
@@ -214,6 +232,9 @@ fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
             .max()
     };
     let Some(old) = old else { return true };
+    if decision.good_news_waits {
+        return worth(&without_good_news(old)) != worth(&without_good_news(&decision.status));
+    }
     let stale = match (told(old), told(&decision.status)) {
         (Some(old), Some(new)) => new.duration_since(old).unsigned_abs() >= decision.tell_again,
         (old, new) => old != new,

@@ -348,7 +348,7 @@ pub(super) fn may_end_early(draft: &Draft<'_>, rollout: &Rollout) -> bool {
 
 /// Traffic that is watched for less is no measure.
 const MEASURED: Duration = Duration::from_secs(3);
-/// A plan that misses a doubling of failures more often than not is worth a warning.
+/// A plan that misses the least rise that is not tolerated more often than not is worth a warning.
 const LIKELY: f64 = 0.5;
 
 /// What the schedule can find at the traffic that version 1 has, told before version 2 gets any.
@@ -375,12 +375,12 @@ pub(super) fn tell_power(draft: &mut Draft<'_>, rollout: &mut Rollout, schedule:
     let judged: u64 = all.stable.judged().values().sum();
     #[allow(clippy::cast_precision_loss)] // Counts stay far below 2^52.
     let per_second = judged as f64 / length.as_secs_f64();
-    let words = plan.in_words(per_second, failing);
-    if plan.power(per_second, failing, 2.0) < LIKELY {
-        draft.note(Level::Warning, "PreflightWarning", words.clone());
-        rollout.warnings.push(words.clone());
+    let outlook = plan.outlook(per_second, failing);
+    if outlook.least < LIKELY {
+        draft.note(Level::Warning, "PreflightWarning", outlook.words.clone());
+        rollout.warnings.push(outlook.words.clone());
     }
-    rollout.power = Some(words);
+    rollout.power = Some(outlook.words);
 }
 
 /// How old told numbers may get.

@@ -23,6 +23,8 @@ pub struct Decision {
     pub again: Duration,
     /// How old the told numbers of a check may get while its verdict is the same.
     pub tell_again: Duration,
+    /// Whether good news alone is not worth a write, for the next change is to be told soon.
+    pub good_news_waits: bool,
     /// Whether the release needs its namespace watched.
     pub watching: bool,
     /// Services whose ready endpoints all requests of a version depend on from here on: they are asked for anew, for a watch

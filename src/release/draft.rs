@@ -66,6 +66,7 @@ pub(super) struct Parts {
     pub answered: bool,
     pub again: Option<Duration>,
     pub tell_again: Option<Duration>,
+    pub good_news_waits: bool,
     pub at_rest: bool,
     pub relies_on: Vec<String>,
 }
@@ -509,6 +510,7 @@ impl<'a> Draft<'a> {
             notes: parts.notes,
             again: parts.again.map_or(IDLE, |again| again.min(IDLE)),
             tell_again: parts.tell_again.unwrap_or(IDLE),
+            good_news_waits: parts.good_news_waits,
             watching: !parts.at_rest,
             relies_on: parts.relies_on,
         }

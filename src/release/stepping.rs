@@ -21,7 +21,7 @@ use std::time::Duration;
 /// How long counts may take for a window that ends with its step.
 const AWAITED: Duration = Duration::from_secs(5);
 
-/// What is told again within this time is not told now.
+/// Good news is not told by itself where the step's end is told within this time.
 const SOON: Duration = Duration::from_secs(30);
 
 /// One round of a release whose canary Ingresses exist or are due.
@@ -132,13 +132,15 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, over: 
     if !left.is_zero() {
         draft.look_again(left);
     }
-    // That the weight is live is worth a look and a write of its own, unless something else is to be told soon.
-    let since = rollout.weight_since.as_ref();
-    let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
-    if !settling.is_zero() && left >= settling + SOON {
-        draft.look_again(settling);
-    }
-    if left >= SOON {
+    if left < SOON {
+        draft.decision.good_news_waits = true;
+    } else {
+        // That the weight is live is worth a look of its own.
+        let since = rollout.weight_since.as_ref();
+        let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
+        if !settling.is_zero() && left >= settling + SOON {
+            draft.look_again(settling);
+        }
         let weight = schedule.weight(rollout.step);
         prove(draft, &mut rollout, weight);
     }

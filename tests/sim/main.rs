@@ -205,7 +205,7 @@ fn a_five_step_release_stays_within_its_request_budget() {
             .or_insert(0) += 1;
     }
     println!("{} requests: {counts:#?}", run.records.len());
-    assert!(run.records.len() <= 67, "{counts:#?}");
+    assert!(run.records.len() <= 62, "{counts:#?}");
 }
 
 /// Lets each of the operator's writes take as long as it does on a real cluster.

@@ -281,7 +281,7 @@ fn a_plan_finds_what_is_told() {
         alpha: 0.01,
         ignore_below: 1.0,
     };
-    let words = ramp.in_words(49.0, 0.002);
+    let words = ramp.outlook(49.0, 0.002).words;
     assert!(
         read(&files::root().join("docs/analysis.md")).contains(&words),
         "it says: {words}"

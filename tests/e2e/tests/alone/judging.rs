@@ -82,7 +82,8 @@ fn stands_still(trial: &Trial<'_>) -> Result<()> {
 #[test]
 fn ingress_controllers_that_restart_in_the_middle_of_a_window_change_no_verdict() -> Outcome {
     let same: &Env = &[("ERROR_RATE", "0.01")];
-    let spec = json!({"steps": [{"weight": 50, "hold": "30s"}], "analysis": {"interval": "10s"}});
+    // Long enough that a pass is told before the step's end.
+    let spec = json!({"steps": [{"weight": 50, "hold": "60s"}], "analysis": {"interval": "10s"}});
     trial("restart", (same, &[]), spec, |trial, _| {
         let passed = |moment: &Moment| {
             moment
