@@ -1,6 +1,10 @@
 //! What this process knows about releases beyond what the watch has shown. It is gone when another begins to lead.
 
-use crate::{api::CanaryRelease, observe::older};
+use crate::{
+    api::{CanaryRelease, CanaryReleaseStatus},
+    observe::older,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt;
 use std::{
     collections::BTreeMap,
@@ -24,6 +28,8 @@ struct Entry {
     written: Option<Arc<CanaryRelease>>,
     /// Its status could not be written.
     unrecorded: bool,
+    /// Since when the status that could not be written told of requests taken away.
+    drained_since: Option<MicroTime>,
     failures: u32,
     /// Failed rounds, since when they are counted, and until when the next one has to wait.
     stumbles: u32,
@@ -33,7 +39,11 @@ struct Entry {
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.written.is_none() && !self.unrecorded && self.failures == 0 && self.stumbles_since.is_none()
+        self.written.is_none()
+            && !self.unrecorded
+            && self.drained_since.is_none()
+            && self.failures == 0
+            && self.stumbles_since.is_none()
     }
 
     /// Counts a failed round against the pace of the next ones.
@@ -122,8 +132,23 @@ impl Memory {
         self.change(namespace, name, |entry| entry.unrecorded)
     }
 
-    /// The status was written, or could not be.
-    pub fn recorded(&self, namespace: &str, name: &str, recorded: bool) {
-        self.change(namespace, name, |entry| entry.unrecorded = !recorded);
+    /// Some status was written: it can be, again.
+    pub fn recorded(&self, namespace: &str, name: &str) {
+        self.change(namespace, name, |entry| entry.unrecorded = false);
+    }
+
+    /// Since when requests are taken away though no status tells.
+    pub fn drained_since(&self, namespace: &str, name: &str) -> Option<MicroTime> {
+        self.change(namespace, name, |entry| entry.drained_since.clone())
+    }
+
+    /// What was decided was written, or could not be.
+    pub fn decided(&self, namespace: &str, name: &str, status: &CanaryReleaseStatus, written: bool) {
+        let rollout = status.rollout.as_ref().filter(|_| !written);
+        let drained_since = rollout.and_then(|rollout| rollout.drained_since.clone());
+        self.change(namespace, name, |entry| {
+            entry.unrecorded = !written;
+            entry.drained_since = drained_since;
+        });
     }
 }

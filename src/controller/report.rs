@@ -37,7 +37,7 @@ pub(super) async fn stalled(
     }
     let settings = &context.settings;
     let written = replace_status(context, release, Some(status), false).await?;
-    context.memory.recorded(&namespace, &release.name_any(), true);
+    context.memory.recorded(&namespace, &release.name_any());
     context.memory.wrote(&namespace, written.into());
     let note = Note {
         level: Level::Warning,
@@ -83,7 +83,8 @@ pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundErr
         RoundError::Panicked => ("InternalError", "report it with the operator's log"),
     };
     let release = context.memory.newest(&release.namespace().unwrap_or_default(), release);
-    let message = format!("{error}; the weight stays where it is and the operator tries again: {remedy}");
+    let message =
+        format!("{error}; no more requests are led to version 2 meanwhile, and the operator tries again: {remedy}");
     if let Err(error) = stalled(context, &release, reason, &message).await {
         tracing::warn!(name = release.name_any(), %error, "status not written");
     }

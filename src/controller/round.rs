@@ -56,6 +56,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     settings.metrics.judged(&judged);
     seen.judged = judged;
     seen.servers = context.judging.servers();
+    seen.drained_since = context.memory.drained_since(&namespace, &name);
     let turn = context.playing.try_lock().ok();
     seen.may_play = turn.is_some();
     let decided = settings.clock.now();
@@ -78,12 +79,8 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         }
     }
     drop(turn);
-    let takes_away = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
-    let turns_back = release.metadata.deletion_timestamp.is_some()
-        || (decision.status.rollout.as_ref()).is_some_and(|rollout| rollout.stage == Stage::RollingBack)
-        || decision.writes.iter().any(takes_away);
-    if !turns_back && !decision.writes.is_empty() && context.memory.is_unrecorded(&namespace, &name) {
-        // No step is taken on a status that tells of one before the last. Who turns back does not wait for that.
+    if !decision.takes_away && !decision.writes.is_empty() && context.memory.is_unrecorded(&namespace, &name) {
+        // No step is taken on a status that tells of one before the last.
         replace_status(context, &release, release.status.clone(), true).await?;
     }
     let mut latest = release.clone();
@@ -91,7 +88,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
         latest = apply(context, &view, &namespace, latest, write).await?;
     }
     decision.carried_out(decided, settings.clock.now());
-    let differs = differs(latest.status.as_ref(), &decision);
+    // Nobody reads what becomes of an object that is about to be gone, and a refusal would keep it there.
+    let farewell = decision.release_finalizer && release.metadata.deletion_timestamp.is_some();
+    let differs = !farewell && differs(latest.status.as_ref(), &decision);
     // What follows may be refused, which is told in place of what is told here: to tell both in turns would wake this round
     // again and again (a sweep found a storm of status writes).
     let follows = decision.release_finalizer || decision.answered;
@@ -250,7 +249,9 @@ async fn write_status(
 ) -> Result<Arc<CanaryRelease>, CallError> {
     let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
     let written = replace_status(context, latest, Some(decision.status.clone()), false).await;
-    context.memory.recorded(&namespace, &name, written.is_ok());
+    context
+        .memory
+        .decided(&namespace, &name, &decision.status, written.is_ok());
     Ok(remember(context, &namespace, written?))
 }
 

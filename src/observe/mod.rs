@@ -16,7 +16,10 @@ pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
 use crate::{analysis::Judged, api::CanaryRelease};
-use k8s_openapi::api::{core::v1::Service, networking::v1::Ingress};
+use k8s_openapi::{
+    api::{core::v1::Service, networking::v1::Ingress},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -55,4 +58,6 @@ pub struct Observed {
     pub servers: Vec<String>,
     /// What the requests say that were counted.
     pub judged: Judged,
+    /// Since when this process has taken the requests away, where the status that told so could not be written.
+    pub drained_since: Option<MicroTime>,
 }

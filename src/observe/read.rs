@@ -66,6 +66,7 @@ pub async fn observe(
         merged: None,
         servers: Vec::new(),
         judged: Judged::default(),
+        drained_since: None,
         rivals: others.rivals,
         busy: others.busy,
         survey: None,

@@ -88,6 +88,7 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         if !gone {
             draft.look_again(draft.settle);
         }
+        ending::say_ended(draft, &rollout);
         draft.decision.release_finalizer = gone;
         draft.decision.at_rest = true;
         return Flow::Wait;

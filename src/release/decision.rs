@@ -25,6 +25,8 @@ pub struct Decision {
     pub tell_again: Duration,
     /// Whether good news alone is not worth a write, for the next change is to be told soon.
     pub good_news_waits: bool,
+    /// Whether this takes requests away from version 2, so that it waits for nothing, not even for a status.
+    pub takes_away: bool,
     /// Whether the release needs its namespace watched.
     pub watching: bool,
     /// Services whose ready endpoints all requests of a version depend on from here on: they are asked for anew, for a watch

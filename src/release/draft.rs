@@ -403,6 +403,9 @@ impl<'a> Draft<'a> {
             self.look_again(self.settle);
             return false;
         }
+        if drained_since.is_none() {
+            drained_since.clone_from(&self.seen.drained_since);
+        }
         if exposed || drained_since.is_some() {
             let since = drained_since.get_or_insert(MicroTime(self.now)).0;
             let rest = self.until(since, self.settle);
@@ -499,10 +502,12 @@ impl<'a> Draft<'a> {
 
     pub fn finish(mut self) -> Decision {
         let parts = std::mem::take(&mut self.decision);
-        if !parts.at_rest {
+        // Of an object that is about to be gone nobody reads anything.
+        if !parts.at_rest || self.seen.release.metadata.deletion_timestamp.is_none() {
             self.describe();
         }
         Decision {
+            takes_away: self.takes_away(&parts.writes),
             writes: parts.writes,
             status: self.status,
             release_finalizer: parts.release_finalizer,
@@ -514,6 +519,14 @@ impl<'a> Draft<'a> {
             watching: !parts.at_rest,
             relies_on: parts.relies_on,
         }
+    }
+
+    fn takes_away(&self, writes: &[Write]) -> bool {
+        let deletes = |write: &Write| write.kind == Kind::Ingress && matches!(write.op, Op::Delete { .. });
+        self.seen.release.metadata.deletion_timestamp.is_some()
+            || self.stage() == Some(Stage::RollingBack)
+            || self.steered.is_some_and(|weight| weight < self.live_weight())
+            || writes.iter().any(deletes)
     }
 
     /// Fills what follows from the live objects and from where the release stands.

@@ -3,6 +3,7 @@
 use super::{
     Kind, Level, Op,
     draft::{Draft, Flow, clock},
+    preparing::ALREADY_RUNNING,
     promoting, schedule,
 };
 use crate::{
@@ -263,14 +264,40 @@ pub(super) fn kept_too_long(draft: &mut Draft<'_>, rollout: &Rollout) -> bool {
         return false;
     }
     draft.decision.release_finalizer = true;
-    let detail = rollout.detail.clone().unwrap_or_default();
-    draft.say(Phase::RolledBack, "RolledBack", format!("rolled back: {detail}"));
     let mut rollout = rollout.clone();
     if draft.remove_deployments("spec.rollback.keepFor is over") {
         rollout.kept_until = None;
     }
+    say_ended(draft, &rollout);
     draft.status.rollout = Some(rollout);
     true
+}
+
+/// Says how a release ended: when it ends, and again when what was asked for since is asked for no more.
+pub(super) fn say_ended(draft: &mut Draft<'_>, rollout: &Rollout) {
+    let detail = rollout.detail.clone().unwrap_or_default();
+    match rollout.outcome {
+        Some(Outcome::Promoted) => {
+            let nothing_to_do = rollout.reason.as_deref() == Some(ALREADY_RUNNING);
+            let reason = if nothing_to_do { ALREADY_RUNNING } else { "Promoted" };
+            draft.say(Phase::Promoted, reason, detail);
+        }
+        Some(Outcome::Aborted) => draft.say(Phase::RolledBack, "Aborted", detail),
+        Some(Outcome::Superseded) => draft.say(Phase::Pending, "Superseded", detail),
+        Some(Outcome::RolledBack) | None => {
+            let kept = rollout
+                .kept_until
+                .as_ref()
+                .filter(|until| until.0 > draft.now)
+                .map(|until| {
+                    let until = clock(until.0, draft.now);
+                    let name = &rollout.canary.deployment;
+                    format!("; Deployment {name} is kept until {until} (spec.rollback.keepFor)")
+                });
+            let kept = kept.unwrap_or_default();
+            draft.say(Phase::RolledBack, "RolledBack", format!("rolled back: {detail}{kept}"));
+        }
+    }
 }
 
 /// Records how the release ended.
@@ -298,37 +325,21 @@ pub(super) fn end(
     };
     draft.status.history.insert(0, entry);
     draft.status.history.truncate(HISTORY);
-    let kept = rollout.kept_until.clone().map(|until| {
-        let until = clock(until.0, draft.now);
-        let name = &rollout.canary.deployment;
-        format!("; Deployment {name} is kept until {until} (spec.rollback.keepFor)")
-    });
-    let kept = kept.unwrap_or_default();
-    draft.status.rollout = Some(rollout);
     match outcome {
         Outcome::Promoted => {
             draft.status.stable_image = draft.status.canary_image.take();
-            draft.note(Level::Normal, "Promoted", message.clone());
-            draft.say(Phase::Promoted, "Promoted", message);
+            draft.note(Level::Normal, "Promoted", message);
         }
-        Outcome::RolledBack => {
-            let message = format!("rolled back: {message}");
-            draft.note(
-                Level::Warning,
-                "RolledBack",
-                format!("{message}; change spec.canary to release another version, or retry"),
-            );
-            draft.say(Phase::RolledBack, "RolledBack", format!("{message}{kept}"));
-        }
-        Outcome::Aborted => {
-            draft.note(Level::Normal, "Aborted", message.clone());
-            draft.say(Phase::RolledBack, "Aborted", message);
-        }
-        Outcome::Superseded => {
-            draft.note(Level::Normal, "Superseded", message.clone());
-            draft.say(Phase::Pending, "Superseded", message);
-        }
+        Outcome::RolledBack => draft.note(
+            Level::Warning,
+            "RolledBack",
+            format!("rolled back: {message}; change spec.canary to release another version, or retry"),
+        ),
+        Outcome::Aborted => draft.note(Level::Normal, "Aborted", message),
+        Outcome::Superseded => draft.note(Level::Normal, "Superseded", message),
     }
+    say_ended(draft, &rollout);
+    draft.status.rollout = Some(rollout);
     if outcome == Outcome::Superseded
         && let Some(rollout) = &mut draft.status.rollout
     {

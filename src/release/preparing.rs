@@ -8,7 +8,7 @@ use super::{
     schedule,
 };
 use crate::{
-    api::{CanaryObjects, Commanded, Outcome, Phase, Rollout, Stage, Weight},
+    api::{CanaryObjects, CanaryReleaseStatus, Commanded, Outcome, Phase, Rollout, Stage, Weight},
     observe::{Workload, image, pod_labels, revision},
     render::{self, owned_by},
 };
@@ -16,6 +16,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use std::time::Duration;
+
+/// Why a release ends that has nothing to release.
+pub(super) const ALREADY_RUNNING: &str = "AlreadyRunning";
 
 /// How often a release that stalls on what is not watched is looked at.
 const UNWATCHED: Duration = Duration::from_secs(60);
@@ -103,11 +106,14 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         reason: None,
         detail: None,
     };
-    draft.status.step = Some(format!("0/{}", schedule.len()));
-    draft.status.canary_image = image(&template, Some(&ground.container));
-    draft.status.stable_image = stable.image(Some(&ground.container));
-    draft.status.canary_pods = None;
-    draft.status.revision = Some(revision.clone());
+    // Told once the release starts: one that does not is that of the version before.
+    let tell = |status: &mut CanaryReleaseStatus, step: Option<String>| {
+        status.step = step;
+        status.canary_image = image(&template, Some(&ground.container));
+        status.stable_image = stable.image(Some(&ground.container));
+        status.canary_pods = None;
+        status.revision = Some(revision.clone());
+    };
     if revision == stable.revision() && draft.seen.own_deployments.is_empty() && draft.own_ingresses().next().is_none()
     {
         let message = format!(
@@ -115,10 +121,10 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
             stable.name
         );
         (rollout.stage, rollout.outcome) = (Stage::Ended, Some(Outcome::Promoted));
-        (rollout.reason, rollout.detail) = (Some("AlreadyRunning".to_owned()), Some(message.clone()));
+        (rollout.reason, rollout.detail) = (Some(ALREADY_RUNNING.to_owned()), Some(message.clone()));
         draft.status.rollout = Some(rollout);
-        draft.status.step = None;
-        draft.say(Phase::Promoted, "AlreadyRunning", message);
+        tell(&mut draft.status, None);
+        draft.say(Phase::Promoted, ALREADY_RUNNING, message);
         draft.decision.release_finalizer = true;
         return Flow::Wait;
     }
@@ -161,6 +167,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         draft.decision.writes.clear();
         return stalled(draft, &[finding]);
     }
+    tell(&mut draft.status, Some(format!("0/{}", schedule.len())));
     draft.status.checks.clear();
     draft.status.verdicts = None;
     let images = draft.images();

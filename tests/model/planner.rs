@@ -383,6 +383,7 @@ impl Mind {
             }),
             servers: Vec::new(),
             judged: judged(read, &ingresses, look.judgement),
+            drained_since: None,
             ingresses,
         }
     }

@@ -44,23 +44,10 @@ const SCENARIOS: [(Scenario, usize); 16] = [
     (Scenario::Kept, 4),
 ];
 
-fn check(run: &Run) {
-    let broken = properties::broken(run);
-    assert!(
-        broken.is_empty(),
-        "{:?}, seed {}, {:?}:\n{}\n{}",
-        run.scenario,
-        run.seed,
-        run.kill,
-        broken.join("\n"),
-        run.trace()
-    );
-}
-
 #[test]
 fn a_good_release_walks_its_steps_and_is_promoted() {
     let run = play(Scenario::Good, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("Promoted"));
     assert_eq!(run.weights(), ["0", "10", "25", "50", "100"]);
     assert_eq!(run.stable_image(), "shop:v2");
@@ -69,14 +56,14 @@ fn a_good_release_walks_its_steps_and_is_promoted() {
 #[test]
 fn fractions_of_a_percent_reach_nginx_as_weight_and_total() {
     let run = play(Scenario::Fractions, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.weights(), ["0", "0.01", "0.5", "5", "100"]);
 }
 
 #[test]
 fn a_crash_looping_version_2_is_rolled_back_with_its_last_words_and_never_gets_a_request() {
     let run = play(Scenario::CrashLoop, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("RolledBack"));
     assert!(
         run.message().contains("CrashLoopBackOff")
@@ -93,7 +80,7 @@ fn a_crash_looping_version_2_is_rolled_back_with_its_last_words_and_never_gets_a
 #[test]
 fn a_version_2_that_crashes_later_loses_its_traffic_before_its_pods() {
     let run = play(Scenario::CrashMidway, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("RolledBack"));
     assert!(run.weights().len() > 1, "it had traffic: {:?}", run.weights());
 }
@@ -101,7 +88,7 @@ fn a_version_2_that_crashes_later_loses_its_traffic_before_its_pods() {
 #[test]
 fn a_deleted_release_leaves_version_1_alone_with_all_traffic() {
     let run = play(Scenario::Deleted, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome(), None, "the object is gone");
     assert_eq!(run.stable_image(), "shop:v1");
 }
@@ -109,7 +96,7 @@ fn a_deleted_release_leaves_version_1_alone_with_all_traffic() {
 #[test]
 fn another_version_midway_waits_until_version_1_has_all_traffic_back() {
     let run = play(Scenario::Superseded, 1, None);
-    check(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("Promoted"));
     assert_eq!(run.stable_image(), "shop:v3");
     assert!(run.history().contains(&"Superseded".to_owned()));
@@ -125,7 +112,7 @@ fn the_operator_may_die_before_and_after_every_single_write() {
         .map(|(scenario, stride)| (play(*scenario, 1, None), *stride))
         .collect();
     for (calm, stride) in &calm {
-        check(calm);
+        properties::sound(calm);
         let (outcome, image) = calm.scenario.end();
         assert_eq!(
             (calm.outcome().as_deref(), &*calm.stable_image()),
@@ -197,7 +184,7 @@ fn a_release_that_is_over_sends_no_request() {
 #[test]
 fn a_five_step_release_stays_within_its_request_budget() {
     let run = play(Scenario::FiveSteps, 1, None);
-    check(&run);
+    properties::sound(&run);
     let mut counts = std::collections::BTreeMap::new();
     for record in &run.records {
         *counts
@@ -229,7 +216,7 @@ fn writes_that_take_their_time_cost_no_further_requests() {
         lab.ended().await;
         lab.pass(120).await;
     });
-    check(&run);
+    properties::sound(&run);
     let at_once = play(Scenario::FiveSteps, 1, None);
     assert_eq!(run.records.len(), at_once.records.len());
 }

@@ -3,7 +3,7 @@
 use crate::{
     lab::{canary, canary_ingress, lab, lab_with, stable},
     properties,
-    scenario::{NAMESPACE, Run, Scenario, release_key},
+    scenario::{NAMESPACE, Scenario, release_key},
 };
 use canary_operator::{
     rehearse::{
@@ -25,11 +25,6 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
-
-fn sound(run: &Run) {
-    let broken = properties::broken(run);
-    assert!(broken.is_empty(), "{}\n{}", broken.join("\n"), run.trace());
-}
 
 #[test]
 fn a_stable_deployment_that_never_rolls_out_gets_its_template_back_and_no_request_is_lost() {
@@ -156,7 +151,7 @@ fn a_release_deleted_while_the_operator_was_away_still_loses_its_traffic_before_
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
 }
 
 #[test]
@@ -170,7 +165,7 @@ fn an_operator_away_for_longer_than_the_deadline_goes_on_as_if_nothing_had_happe
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
 }
 
@@ -187,7 +182,7 @@ fn a_canary_with_a_share_of_the_pods_survives_an_absence_before_it_grows() {
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
     assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
 }
 
@@ -224,7 +219,7 @@ fn a_watch_that_lags_a_minute_behind_costs_neither_requests_nor_pods_under_traff
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
 }
 
 #[test]
@@ -360,7 +355,7 @@ fn a_release_made_anew_under_its_old_name_starts_from_the_beginning() {
         run.message(),
         run.trace()
     );
-    sound(&run);
+    properties::sound(&run);
 }
 
 #[test]
@@ -420,7 +415,7 @@ fn another_target_while_the_stable_deployment_is_replaced_waits_for_its_end() {
         lab.pass(60).await;
     });
     assert_eq!(run.history(), ["Promoted"], "{}", run.message());
-    sound(&run);
+    properties::sound(&run);
 }
 
 /// One kind of request answered by an error for good.
@@ -535,7 +530,7 @@ fn testers_only_and_then_everything_loses_no_request() {
         lab.pass(60).await;
     });
     assert_eq!(run.outcome().as_deref(), Some("Promoted"));
-    sound(&run);
+    properties::sound(&run);
 }
 
 #[test]
@@ -673,7 +668,7 @@ fn a_canary_ingress_deleted_together_with_the_release_is_given_the_settle_time_t
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
 }
 
 #[test]
@@ -714,7 +709,7 @@ fn a_watch_of_releases_that_lags_costs_no_request() {
         lab.ended().await;
         lab.pass(60).await;
     });
-    sound(&run);
+    properties::sound(&run);
     let refused: Vec<_> = run.records.iter().filter(|r| r.code == 409).collect();
     assert!(refused.is_empty(), "{} conflicts", refused.len());
 }
@@ -752,7 +747,7 @@ fn an_api_server_that_cannot_be_reached_for_two_minutes_only_costs_time() {
             lab.ended().await;
             lab.pass(60).await;
         });
-        sound(&run);
+        properties::sound(&run);
         assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
     }
 }

@@ -74,6 +74,20 @@ fn deleting_for(objects: &Objects, now: Timestamp) -> Option<i64> {
     Some(now.duration_since(since).as_secs())
 }
 
+/// Fails where a property does not hold.
+pub fn sound(run: &Run) {
+    let broken = broken(run);
+    assert!(
+        broken.is_empty(),
+        "{:?}, seed {}, {:?}:\n{}\n{}",
+        run.scenario,
+        run.seed,
+        run.kill,
+        broken.join("\n"),
+        run.trace()
+    );
+}
+
 /// Every property that does not hold, in words; empty for a sound run.
 pub fn broken(run: &Run) -> Vec<String> {
     let mut broken = Vec::new();

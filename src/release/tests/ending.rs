@@ -233,3 +233,35 @@ fn a_deployment_that_is_kept_goes_in_time_whatever_the_next_version_waits_for() 
         assert_eq!((over.owned().len(), &over.rollout().kept_until), (0, &None));
     }
 }
+
+#[test]
+fn who_asks_for_the_last_version_again_before_another_started_reads_how_that_ended() {
+    let told = |world: &World| {
+        let status = world.release.status.clone().unwrap();
+        let conditions = status.conditions.into_iter().map(|c| (c.type_, c.status, c.reason));
+        let images = (status.stable_image, status.canary_image, status.revision);
+        (status.phase, status.message, images, conditions.collect::<Vec<_>>())
+    };
+    let promoted = world().finishing().stable_rolled_out().rounds(1);
+    let promoted = promoted.later(6).rounds(1).later(6).rounds(3);
+    assert_eq!(promoted.phase(), Phase::Promoted);
+    let nobody = json!({"canary": {"image": "shop:v3", "container": "nobody"}});
+    let paused = json!({"paused": true, "canary": {"image": "shop:v3"}});
+    let back = json!({"paused": false, "canary": {"image": "shop:v2", "container": null}});
+    for ended in [world().rolled_back(), promoted] {
+        for other in [&nobody, &paused] {
+            let waiting = ended.clone().spec(other.clone()).rounds(1);
+            assert_ne!(told(&waiting), told(&ended));
+            assert_eq!(told(&waiting.spec(back.clone()).rounds(1)), told(&ended));
+        }
+    }
+}
+
+#[test]
+fn a_kept_deployment_that_made_room_for_a_version_that_never_started_is_told_of_no_more() {
+    let cleaning = kept().spec(json!({"canary": {"image": "shop:v3"}})).rounds(1);
+    assert_eq!(cleaning.phase(), Phase::Pending);
+    let back = cleaning.spec(json!({"canary": {"image": "shop:v2"}})).rounds(1);
+    assert_eq!(back.phase(), Phase::RolledBack);
+    insta::assert_snapshot!(back.release.status.unwrap().message.unwrap(), @"");
+}

@@ -372,6 +372,7 @@ impl World {
             survey: self.survey.clone(),
             servers: vec!["main".to_owned()],
             judged: self.judgement(),
+            drained_since: None,
         }
     }
 
