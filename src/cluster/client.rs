@@ -1,18 +1,16 @@
 //! A client whose every call is counted and bounded.
 
-use super::{Fence, Term};
-use futures::future::BoxFuture;
-use http::{Method, Request, Response};
+use super::{
+    Fence, Term,
+    around::{Answer, Around, Wrap},
+};
+use http::{Method, Request};
 use kube::{
     Client, Config,
     client::{Body, ClientBuilder},
 };
 use prometheus::{IntCounterVec, Opts, Registry};
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
-use tower::{BoxError, Layer, Service};
+use std::time::Duration;
 
 /// No call takes longer. kube's own retries are off: they would block one call for up to six minutes.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -108,59 +106,27 @@ impl ApiMetrics {
     }
 }
 
-/// Puts counting and deadlines around any transport.
+/// Counts each request, and gives it up at its deadline.
 #[derive(Clone, Debug)]
 pub struct Metered {
     /// Where calls are counted.
     pub metrics: ApiMetrics,
 }
 
-impl<S> Layer<S> for Metered {
-    type Service = MeteredService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        MeteredService {
-            inner,
-            metrics: self.metrics.clone(),
-        }
-    }
-}
-
-/// See [`Metered`].
-#[derive(Clone, Debug)]
-pub struct MeteredService<S> {
-    inner: S,
-    metrics: ApiMetrics,
-}
-
-impl<S, B> Service<Request<Body>> for MeteredService<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-{
-    type Response = Response<B>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Metered {
+    fn around<B: 'static>(&self, request: Request<Body>, send: impl FnOnce(Request<Body>) -> Answer<B>) -> Answer<B> {
         let (verb, resource) = label(&request);
-        let metrics = self.metrics.clone();
-        let answer = self.inner.call(request);
+        let requests = self.metrics.requests.clone();
+        let answer = send(request);
         Box::pin(async move {
             // Lists of the watchers come through here alone: nothing above bounds them.
             let outcome = tokio::time::timeout(CALL_DEADLINE, answer).await;
             let (code, outcome) = match outcome {
                 Ok(Ok(response)) => (response.status().as_str().to_owned(), Ok(response)),
-                Ok(Err(error)) => ("error".to_owned(), Err(error.into())),
+                Ok(Err(error)) => ("error".to_owned(), Err(error)),
                 Err(elapsed) => ("timeout".to_owned(), Err(elapsed.into())),
             };
-            metrics
-                .requests
+            requests
                 .with_label_values(&[verb, resource.as_str(), code.as_str()])
                 .inc();
             outcome
@@ -209,12 +175,12 @@ pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::R
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     let client = ClientBuilder::try_from(config)?
-        .with_layer(&Metered {
+        .with_layer(&Wrap(Metered {
             metrics: metrics.clone(),
-        })
-        .with_layer(&Fence { term: term.clone() });
+        }))
+        .with_layer(&Wrap(Fence { term: term.clone() }));
     #[cfg(debug_assertions)]
-    let client = client.with_layer(&super::faults::Fatal::from_environment());
+    let client = client.with_layer(&Wrap(super::faults::Fatal::from_environment()));
     Ok(client.build())
 }
 

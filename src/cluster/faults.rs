@@ -1,9 +1,11 @@
 //! Faults that the tests on a real cluster ask for by environment variables. Only builds with debug assertions have this
 //! module: a release build, and so the image, has nothing of it.
 
-use super::Clock;
-use futures::future::BoxFuture;
-use http::{Method, Request, Response};
+use super::{
+    Clock,
+    around::{Answer, Around},
+};
+use http::{Method, Request};
 use jiff::{SignedDuration, Timestamp};
 use kube::client::Body;
 use std::{
@@ -12,9 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
 };
-use tower::{BoxError, Layer, Service};
 
 /// After which of its writes the process dies.
 const DIE_AFTER_WRITE: &str = "CANARY_OPERATOR_DIE_AFTER_WRITE";
@@ -51,43 +51,12 @@ fn is_write(request: &Request<Body>) -> bool {
     request.method() != Method::GET && !aside && !query.split('&').any(|pair| pair.starts_with("dryRun="))
 }
 
-impl<S> Layer<S> for Fatal {
-    type Service = FatalService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        FatalService {
-            inner,
-            fatal: self.clone(),
-        }
-    }
-}
-
-/// See [`Fatal`].
-#[derive(Clone, Debug)]
-pub struct FatalService<S> {
-    inner: S,
-    fatal: Fatal,
-}
-
-impl<S, B> Service<Request<Body>> for FatalService<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-{
-    type Response = Response<B>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Fatal {
+    fn around<B: 'static>(&self, request: Request<Body>, send: impl FnOnce(Request<Body>) -> Answer<B>) -> Answer<B> {
         let counts = is_write(&request);
-        let (fatal, answer) = (self.fatal.clone(), self.inner.call(request));
+        let (fatal, answer) = (self.clone(), send(request));
         Box::pin(async move {
-            let answer = answer.await.map_err(Into::into)?;
+            let answer = answer.await?;
             // A refused write is none: a process for each would go on for ever.
             if counts
                 && answer.status().is_success()
@@ -129,8 +98,8 @@ impl<W: Clock> Clock for WrongClock<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Response;
     use std::sync::atomic::AtomicUsize;
-    use tower::service_fn;
 
     static DEATHS: AtomicUsize = AtomicUsize::new(0);
 
@@ -143,15 +112,15 @@ mod tests {
                 DEATHS.fetch_add(1, Ordering::SeqCst);
             },
         };
-        let server = |request: Request<Body>| async move {
+        let server = |request: Request<Body>| -> Answer<()> {
             let status: u16 = request.headers()["answer"].to_str().unwrap().parse().unwrap();
-            Ok::<_, BoxError>(Response::builder().status(status).body(()).unwrap())
+            Box::pin(async move { Ok(Response::builder().status(status).body(()).unwrap()) })
         };
-        let mut service = fatal.layer(service_fn(server));
         let mut deaths = Vec::new();
         for (method, uri, answer) in requests {
             let request = Request::builder().method(method).uri(*uri).header("answer", *answer);
-            service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+            let request = request.body(Body::empty()).unwrap();
+            fatal.around(request, server).await.unwrap();
             deaths.push(DEATHS.load(Ordering::SeqCst));
         }
         deaths

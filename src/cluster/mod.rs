@@ -1,5 +1,6 @@
 //! The cluster as seen from the operator: the client, its deadlines and its fence, the clock, the writes.
 
+mod around;
 mod client;
 mod clock;
 mod events;
@@ -8,10 +9,11 @@ mod faults;
 mod term;
 mod writes;
 
+pub use around::Wrap;
 pub use client::{ApiMetrics, CALL_DEADLINE, CallError, Metered, bounded, connect};
 pub use clock::{Clock, SteadyClock, SystemClock};
 pub use events::publish;
 #[cfg(debug_assertions)]
 pub use faults::WrongClock;
-pub use term::{Fence, FencedService, NotLeading, Term};
+pub use term::{Fence, NotLeading, Term};
 pub use writes::{Applied, object_ref, perform};

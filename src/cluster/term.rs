@@ -1,14 +1,10 @@
 //! Whether this process may write at all.
 
-use futures::future::BoxFuture;
-use http::{Method, Request, Response};
+use super::around::{Answer, Around};
+use http::{Method, Request};
 use kube::client::Body;
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::{Instant, timeout_at};
-use tower::{BoxError, Layer, Service};
 
 /// Until when this process may write: leading is a matter of time, for who is cut off hears of no successor. Clones share it.
 #[derive(Clone, Debug)]
@@ -74,54 +70,17 @@ pub struct Fence {
     pub term: Term,
 }
 
-impl<S> Layer<S> for Fence {
-    type Service = FencedService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        FencedService {
-            inner,
-            term: self.term.clone(),
-        }
-    }
-}
-
-/// See [`Fence`].
-#[derive(Clone, Debug)]
-pub struct FencedService<S> {
-    inner: S,
-    term: Term,
-}
-
-impl<S, B> Service<Request<Body>> for FencedService<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    B: 'static,
-{
-    type Response = Response<B>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Fence {
+    fn around<B: 'static>(&self, request: Request<Body>, send: impl FnOnce(Request<Body>) -> Answer<B>) -> Answer<B> {
         let end = match request.method() {
             &Method::GET => Ok(None),
             _ => self.term.end_of_writes(),
         };
-        let end = match end {
-            Ok(end) => end,
+        let answer = match end {
             Err(refused) => return Box::pin(async move { Err(refused.into()) }),
+            Ok(None) => return send(request),
+            Ok(Some(end)) => timeout_at(end, send(request)),
         };
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            match end {
-                None => answer.await.map_err(Into::into),
-                Some(end) => timeout_at(end, answer).await?.map_err(Into::into),
-            }
-        })
+        Box::pin(async move { answer.await? })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    cluster::{ApiMetrics, Clock, Fence, Metered, NotLeading, Term},
+    cluster::{ApiMetrics, Clock, Fence, Metered, NotLeading, Term, Wrap},
     rehearse::{
         ApiServer, Key,
         clock::VirtualClock,
@@ -52,7 +52,7 @@ impl Replica {
         let term = Term::none();
         let metrics = ApiMetrics::register(&prometheus::Registry::new()).unwrap();
         let client = ClientBuilder::new(server.named(name), "default")
-            .with_layer(&Metered { metrics })
+            .with_layer(&Wrap(Metered { metrics }))
             .build();
         let (standing, stands) = watch::channel(Standing::Unknown(String::new()));
         let (end, ended) = oneshot::channel::<()>();
@@ -235,7 +235,7 @@ fn nothing_is_written_outside_of_a_term_and_what_is_under_way_is_given_up_at_its
     with_server(|server| async move {
         let term = Term::none();
         let client = ClientBuilder::new(server.named("operator"), "default")
-            .with_layer(&Fence { term: term.clone() })
+            .with_layer(&Wrap(Fence { term: term.clone() }))
             .build();
         let maps: Api<ConfigMap> = Api::default_namespaced(client);
         let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap();

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     analysis::{Scraper, scraper},
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
-    cluster::{Clock, Fence, Metered, Term},
+    cluster::{Clock, Fence, Metered, Term, Wrap},
     controller::{self, Settings, Sources},
     release::{Command, Verb, commanded, decide, schedule},
     render::promotion_patch,
@@ -116,10 +116,10 @@ pub fn settings(
 ) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
     let client = ClientBuilder::new(server.clone(), NAMESPACE)
-        .with_layer(&Metered {
+        .with_layer(&Wrap(Metered {
             metrics: metrics.api.clone(),
-        })
-        .with_layer(&Fence { term: term.clone() })
+        }))
+        .with_layer(&Wrap(Fence { term: term.clone() }))
         .build();
     let controllers = scraper::Settings {
         interval,

@@ -4,7 +4,7 @@ use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenar
 use crate::sweep::PLAYED;
 use canary_operator::{
     api::ANNOTATION_COMMAND,
-    cluster::{ApiMetrics, Clock, Metered, SteadyClock, Term},
+    cluster::{ApiMetrics, Clock, Metered, SteadyClock, Term, Wrap},
     controller::{self, Settings},
     leader::{Elector, Standing, Timing},
     rehearse::{
@@ -221,7 +221,7 @@ async fn replica(server: ApiServer, name: &str, settings: impl Fn(&ApiServer, &T
         let term = Term::none();
         let metrics = ApiMetrics::register(&prometheus::Registry::new()).unwrap();
         let client = ClientBuilder::new(server.clone(), NAMESPACE)
-            .with_layer(&Metered { metrics })
+            .with_layer(&Wrap(Metered { metrics }))
             .build();
         let elector = Elector {
             leases: kube::Api::default_namespaced(client),

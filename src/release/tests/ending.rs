@@ -263,5 +263,6 @@ fn a_kept_deployment_that_made_room_for_a_version_that_never_started_is_told_of_
     assert_eq!(cleaning.phase(), Phase::Pending);
     let back = cleaning.spec(json!({"canary": {"image": "shop:v2"}})).rounds(1);
     assert_eq!(back.phase(), Phase::RolledBack);
-    insta::assert_snapshot!(back.release.status.unwrap().message.unwrap(), @"");
+    let message = back.release.status.unwrap().message.unwrap();
+    assert!(!message.contains("kept"), "{message}");
 }
