@@ -249,3 +249,13 @@ fn a_conflict_with_a_release_that_the_watch_has_not_shown_yet_is_heeded() {
         Vec::<String>::new()
     );
 }
+
+/// Found in a storm: a weight was on its way when another version was asked for, and that version's first weight was taken for
+/// the old one's return.
+#[test]
+fn another_version_that_was_asked_for_under_way_is_led_there_and_not_led_back() {
+    assert_eq!(
+        found(Scenario::Superseded, 260, &Fired::default()),
+        Vec::<String>::new()
+    );
+}

@@ -2,7 +2,7 @@
 
 use crate::scenario::{NAMESPACE, Run, SETTLE, Scenario};
 use canary_operator::{
-    api::Weight,
+    api::{LABEL_REVISION, Weight},
     rehearse::{
         Key,
         json::{int, items, text},
@@ -255,7 +255,8 @@ pub fn broken(run: &Run) -> Vec<String> {
     broken
 }
 
-/// Canary Ingresses that the operator took away and made anew, though nobody had asked for another attempt meanwhile.
+/// Canary Ingresses that the operator took away and made anew for the same version, though nobody had asked for another attempt
+/// meanwhile.
 fn led_again(run: &Run) -> Vec<String> {
     let of_canary = |record: &&Record| record.resource.plural == "ingresses" && record.is_write();
     let asked_between = |from: u64, to: u64| {
@@ -274,11 +275,22 @@ fn led_again(run: &Run) -> Vec<String> {
             .iter()
             .find(|v| v.resource_version == version && is_canary_ingress(v))
     };
+    // An edit may be older than a weight that was on its way: the version tells what was asked for when it was led there.
+    let revision = |version: u64| {
+        let pods = Key::deployment(NAMESPACE, "shop-v2");
+        let made = run
+            .log
+            .iter()
+            .rfind(|v| v.key == pods && v.resource_version <= version)?;
+        let label = format!("/spec/template/metadata/labels/{}", LABEL_REVISION.replace('/', "~1"));
+        Some(text(&made.object, &label).to_owned())
+    };
     let (mut broken, mut led, mut taken) = (Vec::new(), None, false);
     for record in run.records.iter().filter(of_canary) {
         let Some(version) = record.applied else { continue };
         let leads = record.verb != "delete" && left(version).is_some_and(|v| exposes(&v.object));
-        if leads && taken && led.is_some_and(|since| !asked_between(since, version)) {
+        let again = |since: u64| revision(since) == revision(version) && !asked_between(since, version);
+        if leads && taken && led.is_some_and(again) {
             broken.push(format!(
                 "S2 at {}: what was taken away leads to version 2 again",
                 record.at
