@@ -134,7 +134,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
         None => Servers::default(),
     };
     let (config, term) = (Config::infer().await?, Term::none());
-    let client = connect(config.clone(), &metrics.api, &term)?;
+    let client = connect(&config, &metrics.api, &term)?;
     let wall = SystemClock;
     #[cfg(debug_assertions)]
     let wall = WrongClock::from_environment(wall);
@@ -181,7 +181,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
         names => names.iter().cloned().map(Some).collect(),
     };
     // Renewing is what makes a term, so it is not bound to one.
-    let unbound = connect(config, &metrics.api, &Term::unlimited())?;
+    let unbound = connect(&config, &metrics.api, &Term::unlimited())?;
     let (standing, stands) = watch::channel(Standing::Unknown("the Lease was not read yet".to_owned()));
     let elector = Elector {
         leases: match &options.lease_namespace {

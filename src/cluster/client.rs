@@ -5,15 +5,28 @@ use super::{
     around::{Answer, Around, Wrap},
 };
 use http::{Method, Request};
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use kube::{
     Client, Config,
-    client::{Body, ClientBuilder},
+    client::{Body, ClientBuilder, ConfigExt},
 };
 use prometheus::{IntCounterVec, Opts, Registry};
 use std::time::Duration;
+use tower::{BoxError, ServiceBuilder};
 
-/// No call takes longer. kube's own retries are off: they would block one call for up to six minutes.
+/// No call takes longer.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long it may take to reach the API server at all.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The kernel delivers what it was given for no longer than this, also after the call was given up: less than lies between the
+/// end of a term and the next leader's. A leader that was cut off had a write delivered 3 s after another led.
+#[cfg(target_os = "linux")]
+pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(4);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -167,14 +180,36 @@ fn label(request: &Request<Body>) -> (&'static str, String) {
     (verb, resource)
 }
 
-/// A client for a real cluster, whose writes are bound to a term.
+fn connector() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    // TLS is what the next layer makes of it.
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT_DEADLINE));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(DELIVERY_DEADLINE));
+    tcp
+}
+
+/// A client for a real cluster, whose writes are bound to a term. As kube's own, but for the connector, and without its
+/// retries, which would block one call for up to six minutes.
 ///
 /// # Errors
-/// Where the configuration cannot be used, such as an unreadable CA file.
-pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::Result<Client> {
-    config.default_retry = false;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    let client = ClientBuilder::try_from(config)?
+/// Where the configuration cannot be used, such as an unreadable CA file or a proxy.
+pub fn connect(config: &Config, metrics: &ApiMetrics, term: &Term) -> kube::Result<Client> {
+    if let Some(proxy) = &config.proxy_url {
+        return Err(kube::Error::ProxyProtocolUnsupported {
+            proxy_url: Box::new(proxy.clone()),
+        });
+    }
+    let transport =
+        Http::builder(TokioExecutor::new()).build(config.rustls_https_connector_with_connector(connector())?);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(transport);
+    let client = ClientBuilder::new(service, config.default_namespace.clone())
         .with_layer(&Wrap(Metered {
             metrics: metrics.clone(),
         }))
@@ -187,6 +222,7 @@ pub fn connect(mut config: Config, metrics: &ApiMetrics, term: &Term) -> kube::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tower::Service;
 
     #[test]
     fn what_the_api_server_says_of_a_patch_is_told_without_the_patch() {
@@ -206,6 +242,28 @@ mod tests {
         let nameless = "map: map[image:web:v2] does not contain declared merge key: name";
         assert!(status(500, nameless).is_some_and(|why| why.contains("has no name")));
         assert_eq!(status(500, "etcd leader changed"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_a_leader_sent_last_is_not_delivered_when_another_may_lead() {
+        use crate::leader::Timing;
+        let timing = Timing::default();
+        assert!(DELIVERY_DEADLINE < timing.lease - timing.renew);
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("https://{}", server.local_addr().unwrap());
+        let stream = connector().call(uri.parse().unwrap()).await.unwrap().into_inner();
+        let kernel = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
+        assert_eq!(kernel, Some(DELIVERY_DEADLINE));
+    }
+
+    #[test]
+    fn a_proxy_that_would_not_be_used_is_refused() {
+        let mut config = Config::new("https://example.org".parse().unwrap());
+        config.proxy_url = Some("http://proxy.example.org".parse().unwrap());
+        let metrics = ApiMetrics::register(&Registry::new()).unwrap();
+        let refused = connect(&config, &metrics, &Term::none()).err().unwrap().to_string();
+        assert!(refused.contains("proxy.example.org"), "{refused}");
     }
 
     #[test]
