@@ -144,8 +144,11 @@ impl Evidence {
         let mut tilt = 0;
         for ((ratio, sum), least_sum) in self.ratios().into_iter().zip(&mut self.sums).zip(&mut self.least_sums) {
             let term = |share: f64| fixed(as_f64(failed) * (share * (ratio - 1.0)).ln_1p());
-            *sum = sum.saturating_add(term(most) + tilt);
-            *least_sum = least_sum.saturating_add(term(least) - tilt);
+            let with_most = term(most);
+            // Mostly one share is known: a plan that is played takes half the time.
+            let with_least = if least < most { term(least) } else { with_most };
+            *sum = sum.saturating_add(with_most + tilt);
+            *least_sum = least_sum.saturating_add(with_least - tilt);
             tilt += error;
         }
     }

@@ -218,7 +218,7 @@ fn no_storm_of_faults_breaks_a_property_or_keeps_a_release_from_its_end() {
     // One seed again: SEED=17, and many: SEEDS=10000.
     let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(80),
+        None => 0..number("SEEDS").unwrap_or(1000),
     };
     let fired = Fired::default();
     let many = seeds.end - seeds.start > 1;

@@ -345,9 +345,8 @@ impl Lab {
         self.load.set(Load::Steady);
     }
 
-    pub fn release(&self) -> Value {
-        let release = self.world.server.get(&scenario::release_key());
-        release.map_or(Value::Null, |release| (*release).clone())
+    pub fn release(&self) -> Arc<Value> {
+        self.world.server.get(&scenario::release_key()).unwrap_or_default()
     }
 
     pub fn status(&self, field: &str) -> String {
