@@ -37,6 +37,9 @@ pub struct Entry {
     pub name: String,
     /// Whether it was done.
     pub done: bool,
+    /// Whether it may have been done though it was answered with a failure: an API server that was stalled carries out what waited
+    /// for it, and answers 504 where nobody waits for the answer any more.
+    pub in_doubt: bool,
     /// What was sent.
     pub request: Value,
     /// What was answered: the object as stored, or a `Status`.
@@ -112,6 +115,7 @@ impl Entry {
             namespace: line.object_ref.namespace,
             name,
             done: (200..300).contains(&line.response_status.code),
+            in_doubt: line.response_status.code >= 500,
             request: line.request_object,
             response: line.response_object,
         }))

@@ -50,6 +50,8 @@ struct Space {
     ready: BTreeMap<String, Vec<(Timestamp, usize)>>,
     /// When a person last wrote something here.
     touched: Option<Timestamp>,
+    /// Changes of canary Ingresses that may have been made.
+    doubted: BTreeMap<String, Entry>,
 }
 
 /// What is remembered of a release beside its objects.
@@ -75,6 +77,9 @@ impl Court {
         }
         let space = self.spaces.entry(entry.namespace.clone()).or_default();
         let mut broken = Vec::new();
+        if entry.is_operators && entry.resource == "ingresses" {
+            space.settle(entry);
+        }
         if entry.is_operators {
             let mut look = |what| *self.judged.looked.entry(what).or_default() += 1;
             look("writes");
@@ -196,6 +201,30 @@ impl Space {
         }
         if entry.resource == "endpointslices" {
             self.count_endpoints(entry);
+        }
+    }
+
+    /// What was in doubt was done where the status has told its weight since; it is judged by what it led to.
+    fn settle(&mut self, entry: &Entry) {
+        if let Some(mut doubted) = self.doubted.remove(&entry.name)
+            && let Some(before) = self.object("ingresses", &entry.name).cloned()
+        {
+            doubted.response = before.clone();
+            json_patch::merge(&mut doubted.response, &doubted.request);
+            let release = text(&before, "/metadata/labels/canary-operator.dev~1release").to_owned();
+            let told = self
+                .object("canaryreleases", &release)
+                .map(|told| text(told, "/status/weight"));
+            if told
+                .and_then(|told| told.parse().ok())
+                .is_some_and(|told: f64| same(told, weight(&doubted.response)))
+            {
+                self.note_weight(&doubted, &release, Some(&before));
+                self.apply(&doubted);
+            }
+        }
+        if entry.in_doubt && entry.verb == "patch" {
+            self.doubted.insert(entry.name.clone(), entry.clone());
         }
     }
 

@@ -89,6 +89,23 @@ fn a_weight_that_rises_from_one_that_was_never_recorded_is_found() {
     });
 }
 
+/// Seen where an API server was stalled while a step was due.
+#[test]
+fn a_weight_that_was_answered_with_504_was_written_where_the_status_tells_it() {
+    let fails = |entry: &mut Entry| {
+        (entry.done, entry.in_doubt) = (false, true);
+        entry.response = json!({"kind": "Status", "code": 504});
+    };
+    let mut log = sample();
+    fails(write(&mut log, "patch", "ingresses", CANARY, 1));
+    assert_eq!(rules::judge(&log).broken, Vec::<String>::new());
+    breaks("S1", |log| {
+        let refused = write(log, "patch", "ingresses", CANARY, 1);
+        fails(refused);
+        refused.in_doubt = false;
+    });
+}
+
 #[test]
 fn a_weight_that_comes_back_after_it_was_taken_away_is_found() {
     breaks("S1", |log| {
