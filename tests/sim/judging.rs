@@ -259,6 +259,7 @@ fn an_operator_that_dies_when_it_has_taken_a_bad_version_2_away_does_not_bring_i
         lab.pass(60).await;
     });
     properties::sound(&run);
+    properties::stays_away(&run);
     assert_eq!(run.outcome().as_deref(), Some("RolledBack"), "{}", run.message());
 }
 

@@ -1,7 +1,7 @@
 //! The operator may not do what it needs to.
 
 use crate::{
-    lab::{canary, canary_ingress, is_operator, lab},
+    lab::{Lab, canary, canary_ingress, is_operator, lab},
     properties,
     scenario::{Scenario, release_key},
 };
@@ -29,14 +29,19 @@ impl Interceptor for Forbidden {
 const STATUS: Forbidden = Forbidden(|call| call.subresource == "status");
 const SERVICES: Forbidden = Forbidden(|call| call.verb == "create" && call.resource.plural == "services");
 
+/// A release at its second step, whose status can be written no more.
+async fn cannot_tell_its_second_step(lab: &Lab) {
+    lab.start(Scenario::Good);
+    lab.step("2/3").await;
+    lab.pass(10).await;
+    lab.world.server.intercept(STATUS);
+}
+
 /// A sweep saw the canary Ingress deleted and made anew without end, and without a pause.
 #[test]
 fn a_bad_version_2_that_was_taken_away_does_not_come_back_while_no_status_can_be_written() {
     let run = lab(async |lab| {
-        lab.start(Scenario::Good);
-        lab.step("2/3").await;
-        lab.pass(10).await;
-        lab.world.server.intercept(STATUS);
+        cannot_tell_its_second_step(lab).await;
         lab.world.image_answers("shop:v2", Answers::failing(0.2));
         lab.until("taken away", |lab| lab.weight().is_none()).await;
         let before = lab.requests();
@@ -48,16 +53,14 @@ fn a_bad_version_2_that_was_taken_away_does_not_come_back_while_no_status_can_be
         lab.ended().await;
     });
     properties::sound(&run);
+    properties::stays_away(&run);
     assert_eq!(run.outcome().as_deref(), Some("RolledBack"), "{}", run.message());
 }
 
 #[test]
 fn a_weight_that_somebody_raises_is_lowered_though_no_status_can_be_written() {
     let run = lab(async |lab| {
-        lab.start(Scenario::Good);
-        lab.step("2/3").await;
-        lab.pass(10).await;
-        lab.world.server.intercept(STATUS);
+        cannot_tell_its_second_step(lab).await;
         // The next step is due, and is the last that is taken.
         lab.until("the next step", |lab| lab.weight().as_deref() == Some("50"))
             .await;
@@ -76,10 +79,7 @@ fn a_weight_that_somebody_raises_is_lowered_though_no_status_can_be_written() {
 #[test]
 fn a_release_is_deleted_without_a_lost_request_though_no_status_can_be_written() {
     let run = lab(async |lab| {
-        lab.start(Scenario::Good);
-        lab.step("2/3").await;
-        lab.pass(10).await;
-        lab.world.server.intercept(STATUS);
+        cannot_tell_its_second_step(lab).await;
         lab.delete(&release_key());
         lab.until("taken away", |lab| lab.weight().is_none()).await;
         lab.until("gone", |lab| lab.release().is_null()).await;
@@ -92,10 +92,7 @@ fn a_release_is_deleted_without_a_lost_request_though_no_status_can_be_written()
 #[test]
 fn no_step_is_taken_while_no_status_can_be_written() {
     let run = lab(async |lab| {
-        lab.start(Scenario::Good);
-        lab.step("2/3").await;
-        lab.pass(10).await;
-        lab.world.server.intercept(STATUS);
+        cannot_tell_its_second_step(lab).await;
         lab.pass(600).await;
         // One step was due before it was known.
         assert_eq!(lab.weight().as_deref(), Some("50"));
