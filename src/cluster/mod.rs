@@ -16,4 +16,4 @@ pub use events::publish;
 #[cfg(debug_assertions)]
 pub use faults::WrongClock;
 pub use term::{Fence, NotLeading, Term};
-pub use writes::{Applied, object_ref, perform};
+pub use writes::{Applied, FIELD_MANAGER, object_ref, perform};

@@ -10,7 +10,7 @@ use kube::{
 use serde_json::{Value, json};
 
 /// Name under which the API server records who wrote a field.
-const FIELD_MANAGER: &str = "canary-operator";
+pub const FIELD_MANAGER: &str = "canary-operator";
 
 /// What a write left.
 #[derive(Clone, Debug)]

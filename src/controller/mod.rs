@@ -14,6 +14,7 @@ use crate::{
     telemetry::Metrics,
 };
 use futures::{FutureExt, StreamExt, channel::mpsc};
+use jiff::Timestamp;
 use judging::Judging;
 pub use judging::Sources;
 use kube::{
@@ -79,6 +80,8 @@ pub(crate) struct Context {
     judging: Judging,
     memory: Memory,
     releases: Store<Guarded>,
+    /// By this process's clock.
+    led_since: Timestamp,
     /// Held by the release that may have its plan played, until what has arrived meanwhile is dealt with.
     playing: Mutex<()>,
 }
@@ -117,6 +120,7 @@ pub async fn run(
         views: Views::new(client, wake),
         memory: Memory::default(),
         releases: releases.clone(),
+        led_since: settings.clock.now(),
         playing: Mutex::default(),
         settings,
     });

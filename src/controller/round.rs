@@ -3,7 +3,7 @@
 use super::{Context, RoundError, report};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage, Verdict, conditions},
-    cluster::{Applied, CallError, bounded, object_ref, perform, publish},
+    cluster::{Applied, CallError, FIELD_MANAGER, bounded, object_ref, perform, publish},
     observe::{Others, View, ask_ready, observe},
     release::{Decision, Kind, Op, Write, at_rest},
 };
@@ -56,6 +56,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     settings.metrics.judged(&judged);
     seen.judged = judged;
     seen.servers = context.judging.servers();
+    seen.led_since = context.led_since;
     seen.drained_since = context.memory.drained_since(&namespace, &name);
     let turn = context.playing.try_lock().ok();
     seen.may_play = turn.is_some();
@@ -269,7 +270,7 @@ pub(super) async fn replace_status(
     wanted.status = status;
     let params = PostParams {
         dry_run,
-        field_manager: Some("canary-operator".to_owned()),
+        field_manager: Some(FIELD_MANAGER.to_owned()),
     };
     let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await;
     if written.as_ref().is_err_and(CallError::is_conflict) {

@@ -1,4 +1,4 @@
-use crate::cluster::{CallError, Clock, Term, bounded};
+use crate::cluster::{CallError, Clock, FIELD_MANAGER, Term, bounded};
 use futures::{StreamExt, stream::BoxStream};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -14,9 +14,6 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
-
-/// The field manager, and what is written of who.
-const FIELD_MANAGER: &str = "canary-operator";
 
 /// How long what lasts. `lease` over `renew` is what a rival's clock may run faster and what is under way may still take.
 #[derive(Clone, Copy, Debug)]

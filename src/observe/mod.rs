@@ -16,6 +16,7 @@ pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
 use crate::{analysis::Judged, api::CanaryRelease};
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::Service, networking::v1::Ingress},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -60,4 +61,6 @@ pub struct Observed {
     pub judged: Judged,
     /// Since when this process has taken the requests away, where the status that told so could not be written.
     pub drained_since: Option<MicroTime>,
+    /// Since when this process leads, by its own clock. What lies before was told by another clock, which may differ.
+    pub led_since: Timestamp,
 }

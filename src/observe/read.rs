@@ -9,6 +9,7 @@ use crate::{
     render::{owned_by, promotion_patch},
     routing::Routing,
 };
+use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -67,6 +68,7 @@ pub async fn observe(
         servers: Vec::new(),
         judged: Judged::default(),
         drained_since: None,
+        led_since: Timestamp::MIN,
         rivals: others.rivals,
         busy: others.busy,
         survey: None,

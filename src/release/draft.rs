@@ -89,7 +89,27 @@ impl<'a> Draft<'a> {
             reason: "Pending",
         };
         draft.count_from_the_last_write();
+        draft.count_what_lies_ahead_from_now();
         draft
+    }
+
+    /// A time that lies ahead was told by another clock, this machine's before it was set or another machine's: it would hold
+    /// the release for as long.
+    fn count_what_lies_ahead_from_now(&mut self) {
+        let Some(rollout) = &mut self.status.rollout else {
+            return;
+        };
+        // A step waits from its end on, which does lie ahead; that is told anew.
+        let waiting = (rollout.stage != Stage::Stepping).then_some(&mut rollout.waiting_since);
+        let times = [
+            &mut rollout.weight_since,
+            &mut rollout.drained_since,
+            &mut rollout.stable_since,
+            &mut rollout.interrupted_since,
+        ];
+        for time in times.into_iter().flatten().chain(waiting) {
+            time.0 = time.0.min(self.now);
+        }
     }
 
     /// An operator that died after it put a canary Ingress right had not recorded since when its weight is in force.
@@ -408,7 +428,7 @@ impl<'a> Draft<'a> {
         }
         if exposed || drained_since.is_some() {
             let since = drained_since.get_or_insert(MicroTime(self.now)).0;
-            let rest = self.until(since, self.settle);
+            let rest = self.settling(since);
             if !rest.is_zero() {
                 self.look_again(rest);
                 return false;
@@ -451,6 +471,12 @@ impl<'a> Draft<'a> {
         let end = since.checked_add(length).unwrap_or(Timestamp::MAX);
         let left = Duration::try_from(end.duration_since(self.now)).unwrap_or(Duration::ZERO);
         left.min(LONGEST_WAIT)
+    }
+
+    /// What is left of the settle time since `since`; zero when it is over. A clock that is ahead of the one that told `since`
+    /// would end it at once: it counts from when this process began to lead, at the earliest.
+    pub fn settling(&self, since: Timestamp) -> Duration {
+        self.until(since.max(self.seen.led_since), self.settle)
     }
 
     pub fn look_again(&mut self, after: Duration) {

@@ -224,7 +224,7 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     } else if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
         // Pods that were there all along are known already.
         let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
-        let left = draft.until(since, draft.settle);
+        let left = draft.settling(since);
         if !told || left.is_zero() {
             return None;
         }
@@ -395,7 +395,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     // may differ from the API server's. What was never recorded never had traffic.
     let begun = match &rollout {
         None => asked,
-        Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => rollout.waiting_since.0,
+        Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => rollout.waiting_since.0.max(draft.seen.led_since),
         Some(_) => draft.now,
     };
     let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();

@@ -186,7 +186,7 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
         draft.note(Level::Normal, "Promoting", message);
     }
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let left = draft.until(written, draft.settle);
+    let left = draft.settling(written);
     if left.is_zero() {
         return None;
     }
@@ -349,7 +349,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     // The controllers learn of the stable Deployment's new endpoints like of anything else: within the settle time.
     let stable_since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
-    let left = draft.until(stable_since, draft.settle);
+    let left = draft.settling(stable_since);
     if !drained && !left.is_zero() {
         draft.look_again(left);
         let at = clock(draft.now + left, draft.now);

@@ -384,6 +384,7 @@ impl Mind {
             servers: Vec::new(),
             judged: judged(read, &ingresses, look.judgement),
             drained_since: None,
+            led_since: jiff::Timestamp::MIN,
             ingresses,
         }
     }

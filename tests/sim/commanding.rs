@@ -1,7 +1,7 @@
 //! People command, change their minds and wait, at every moment of a release.
 
 use crate::{
-    lab::{Lab, canary, canary_ingress, lab, stable},
+    lab::{Lab, canary, canary_ingress, is_write, is_written, lab, stable},
     properties,
     refusing::Forbidden,
     scenario::{NAMESPACE, Run, Scenario, release_key},
@@ -20,13 +20,6 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
-
-fn is_write(call: &Call) -> bool {
-    &*call.client == "operator"
-        && !matches!(call.verb, "get" | "list" | "watch")
-        && !call.dry_run()
-        && call.resource.plural != "events"
-}
 
 /// What somebody does right after one of the operator's writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,11 +237,7 @@ fn check(calm: &Run, hand: Hand, run: &Run) -> Vec<String> {
 
 fn sweep(scenario: Scenario) {
     let (calm, _) = play(scenario, None);
-    let writes = calm
-        .records
-        .iter()
-        .filter(|r| r.is_write() && r.resource.plural != "events")
-        .count();
+    let writes = calm.records.iter().filter(|record| is_written(record)).count();
     // Once, and again right away.
     let twice = |at: usize| [at, if at.is_multiple_of(2) { at + 1 } else { 0 }];
     let jobs: Vec<_> = (HANDS.iter())

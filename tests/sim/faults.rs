@@ -1,5 +1,6 @@
 //! The operator dies.
 
+use crate::lab::is_write;
 use canary_operator::rehearse::server::{
     intercept::{After, Before, Interceptor, Outcome},
     routes::Call,
@@ -23,10 +24,6 @@ pub struct Killer {
     pub fired: Arc<AtomicBool>,
 }
 
-fn is_write(call: &Call) -> bool {
-    !matches!(call.verb, "get" | "list" | "watch") && !call.dry_run() && call.resource.plural != "events"
-}
-
 impl Killer {
     fn fire(&self) -> bool {
         !self.fired.swap(true, Ordering::SeqCst)
@@ -35,7 +32,7 @@ impl Killer {
 
 impl Interceptor for Killer {
     fn before(&self, call: &Call) -> Before {
-        if &*call.client != "operator" || !is_write(call) {
+        if !is_write(call) {
             return Before::Pass;
         }
         let number = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
@@ -46,7 +43,7 @@ impl Interceptor for Killer {
     }
 
     fn after(&self, call: &Call, _: Outcome<'_>) -> After {
-        if &*call.client != "operator" || !is_write(call) {
+        if !is_write(call) {
             return After::Pass;
         }
         match self.kill {

@@ -13,6 +13,7 @@ use canary_operator::{
         json::{items, text},
         nginx::{Outcome, Reply, SimRequest},
         play::settings,
+        server::{intercept::Record, resource::Resource, routes::Call},
         world::runtime,
     },
 };
@@ -101,6 +102,21 @@ enum Replicas {
 /// Whether this client is a replica of the operator.
 pub fn is_operator(client: &str) -> bool {
     client.starts_with("operator")
+}
+
+/// Whether the operator is about to write what belongs to a release.
+pub fn is_write(call: &Call) -> bool {
+    is_operator(&call.client) && call.is_write() && belongs_to_a_release(&call.resource)
+}
+
+/// Whether it has asked for such a write.
+pub fn is_written(record: &Record) -> bool {
+    is_operator(&record.client) && record.is_write() && belongs_to_a_release(&record.resource)
+}
+
+/// Neither an event nor the Lease.
+fn belongs_to_a_release(resource: &Resource) -> bool {
+    !["events", "leases"].contains(&&*resource.plural)
 }
 
 fn simulate(seed: u64, change: impl Fn(Settings) -> Settings, script: impl AsyncFnOnce(&Lab)) -> Run {

@@ -2,7 +2,7 @@
 
 use crate::{
     faults::Kill,
-    lab::{LEASE, Lab, is_operator, lab_of_two},
+    lab::{LEASE, Lab, is_write, is_written, lab_of_two},
     properties,
     scenario::{NAMESPACE, Run, Scenario},
     sweep::on_threads,
@@ -52,10 +52,6 @@ struct State {
     writes: usize,
     /// Who is cut off, and since when the world is how old.
     victim: Option<(Arc<str>, Duration)>,
-}
-
-fn is_write(call: &Call) -> bool {
-    is_operator(&call.client) && call.is_write() && !["events", "leases"].contains(&&*call.resource.plural)
 }
 
 impl Taker {
@@ -201,10 +197,7 @@ fn a_leader_may_be_killed_or_cut_off_at_any_write_and_overtake_itself() {
     for scenario in scenarios {
         let calm = play(scenario, None);
         assert_eq!(broken(&calm), Vec::<String>::new(), "{scenario:?}");
-        let writes = calm
-            .records
-            .iter()
-            .filter(|r| r.is_write() && !["events", "leases"].contains(&&*r.resource.plural));
+        let writes = calm.records.iter().filter(|record| is_written(record));
         let jobs: Vec<Lost> = (1..=writes.count())
             .flat_map(|at| {
                 [

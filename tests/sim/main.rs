@@ -18,7 +18,7 @@ mod starting;
 mod sweep;
 
 use canary_operator::rehearse::server::{
-    intercept::{Before, Interceptor, Record},
+    intercept::{Before, Interceptor},
     routes::Call,
 };
 use faults::Kill;
@@ -118,7 +118,7 @@ fn the_operator_may_die_before_and_after_every_single_write() {
             "{}",
             calm.message()
         );
-        let writes = calm.records.iter().filter(|record| is_operators_write(record)).count();
+        let writes = calm.records.iter().filter(|record| lab::is_written(record)).count();
         assert!(writes >= 10, "{:?} makes {writes} writes", calm.scenario);
         println!("{:?}: {writes} writes", calm.scenario);
         jobs.extend((1..=writes).flat_map(|at| [(calm, Kill::Before(at)), (calm, Kill::After(at))]));
@@ -208,8 +208,4 @@ fn writes_that_take_their_time_cost_no_further_requests() {
     properties::sound(&run);
     let at_once = play(Scenario::FiveSteps, 1, None);
     assert_eq!(run.records.len(), at_once.records.len());
-}
-
-fn is_operators_write(record: &Record) -> bool {
-    record.is_write() && record.resource.plural != "events"
 }

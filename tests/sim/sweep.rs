@@ -1,7 +1,7 @@
 //! Every kind of fault at every write and every few events, one at a time (reliability.md, §3).
 
 use crate::{
-    lab::{Lab, canary, canary_ingress, is_operator, lab, stable},
+    lab::{Lab, canary, canary_ingress, is_operator, is_write, is_written, lab, stable},
     properties,
     scenario::{NAMESPACE, Run, Scenario, release_key},
 };
@@ -51,6 +51,10 @@ enum Fault {
     ClockBack,
     /// F8: the operator dies after the write, and starts with lists from before it
     StaleStart,
+    /// F21 and F2: the operator dies after the write, and another starts whose clock is an hour ahead
+    StartAhead,
+    /// or an hour behind
+    StartBehind,
     /// F9
     EventMissed,
     /// F10
@@ -88,7 +92,7 @@ enum Fault {
 
 use Fault::*;
 
-const REQUESTS: [Fault; 11] = [
+const REQUESTS: [Fault; 13] = [
     Conflict,
     TooMany,
     FailBefore,
@@ -100,6 +104,8 @@ const REQUESTS: [Fault; 11] = [
     ClockForward,
     ClockBack,
     StaleStart,
+    StartAhead,
+    StartBehind,
 ];
 const EVENTS: [Fault; 4] = [EventMissed, EventLate, WatchCut, WatchGone];
 const HANDS: [Fault; 14] = [
@@ -190,13 +196,6 @@ impl Injector {
     }
 }
 
-fn is_write(call: &Call) -> bool {
-    is_operator(&call.client)
-        && !matches!(call.verb, "get" | "list" | "watch")
-        && !call.dry_run()
-        && call.resource.plural != "events"
-}
-
 impl Interceptor for Injector {
     fn before(&self, call: &Call) -> Before {
         if is_operator(&call.client) {
@@ -242,7 +241,11 @@ impl Interceptor for Injector {
 
     fn after(&self, call: &Call, outcome: Outcome<'_>) -> After {
         if !is_write(call)
-            || (!HANDS.contains(&self.fault) && !matches!(self.fault, FailAfter | HangAfter | StaleStart))
+            || (!HANDS.contains(&self.fault)
+                && !matches!(
+                    self.fault,
+                    FailAfter | HangAfter | StaleStart | StartAhead | StartBehind
+                ))
         {
             return After::Pass;
         }
@@ -255,6 +258,11 @@ impl Interceptor for Injector {
             HangAfter => After::Hang,
             StaleStart => {
                 *self.stale.lock().unwrap() = Some(self.server.with(|store| store.version()).saturating_sub(3));
+                After::Crash
+            }
+            StartAhead | StartBehind => {
+                let by = if self.fault == StartAhead { 3600 } else { -3600 };
+                self.clock_off.store(by, Ordering::SeqCst);
                 After::Crash
             }
             hand => {
@@ -339,11 +347,7 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
             () = story => {}
         }
     });
-    let writes = run
-        .records
-        .iter()
-        .filter(|r| r.is_write() && r.resource.plural != "events")
-        .count();
+    let writes = run.records.iter().filter(|record| is_written(record)).count();
     Played {
         run,
         events: watched.load(Ordering::SeqCst),

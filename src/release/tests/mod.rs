@@ -2,6 +2,7 @@
 
 mod analysis;
 mod beginning;
+mod clocks;
 mod commands;
 mod deletion;
 mod ending;

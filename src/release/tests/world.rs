@@ -38,6 +38,7 @@ pub struct World {
     pub verdict: Option<fn(&mut CheckStatus)>,
     pub may_play: bool,
     pub now: Timestamp,
+    pub led_since: Timestamp,
     pub story: String,
     versions: u64,
 }
@@ -65,6 +66,7 @@ pub fn world() -> World {
         }),
         may_play: true,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
+        led_since: Timestamp::MIN,
         story: String::new(),
         versions: 1,
     }
@@ -210,6 +212,13 @@ impl World {
 
     pub fn later(mut self, seconds: u64) -> Self {
         self.now += Duration::from_secs(seconds);
+        self
+    }
+
+    /// Another process leads from now on, by a clock that is wrong by so many seconds.
+    pub fn led_by_a_clock_off_by(mut self, seconds: i64) -> Self {
+        self.now += jiff::SignedDuration::from_secs(seconds);
+        self.led_since = self.now;
         self
     }
 
@@ -373,6 +382,7 @@ impl World {
             servers: vec!["main".to_owned()],
             judged: self.judgement(),
             drained_since: None,
+            led_since: self.led_since,
         }
     }
 
