@@ -1,6 +1,6 @@
 //! What the traffic says: counted at the controllers, judged by tests that may be looked at any time.
 //!
-//! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] once a second while a release
+//! No Prometheus is needed: [`scraper`] asks every controller pod of [`controllers`] every one to five seconds while a release
 //! [subscribes](Scraper::subscribe), [`exposition`] reads the answers as they arrive, and [`counts`] adds them up.
 //! [`prometheus`] has the requests counted from what a Prometheus stored, and asks it what a release wants to know besides.
 

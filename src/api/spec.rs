@@ -135,7 +135,8 @@ pub struct Canary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "pod_template_overlay")]
     pub template: Option<Value>,
-    /// Number of canary pods throughout. When omitted the canary grows with its share of the traffic.
+    /// Number of canary pods during the steps; at promotion it gets as many as version 1 has. When omitted the canary grows
+    /// with its share of the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub replicas: Option<i32>,

@@ -185,7 +185,10 @@ pub struct Rollout {
     pub ingresses: Vec<String>,
     /// Names of the canary's objects.
     pub canary: CanaryObjects,
-    /// When the stable Deployment was first seen to have rolled out version 2.
+    /// Whether version 1's pods were replaced meanwhile, so that the controllers have to learn of others before requests return.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
+    /// When the stable Deployment was first seen to have rolled out what it is to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable_since: Option<MicroTime>,
     /// Whether any request may have gone to version 2, so that its pods must outlive the canary Ingresses.
@@ -322,7 +325,7 @@ pub struct HistoryEntry {
 
 /// Types of the conditions.
 pub mod conditions {
-    /// The release is over or there is nothing to do (True), or is under way, held or failed (False).
+    /// Version 2 has taken version 1's place (True); the release is under way, held, or ended otherwise (False).
     pub const READY: &str = "Ready";
     /// A release is under way (kstatus).
     pub const RECONCILING: &str = "Reconciling";

@@ -197,6 +197,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
     };
     let lead = || {
         metrics.step_down();
+        metrics.ready.expect(scopes.len());
         let controllers = scopes
             .iter()
             .map(|namespace| controller::run(settings.clone(), namespace.as_deref(), shutdown.clone()));

@@ -23,6 +23,9 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take to reach the API server at all.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// After so long without a word the kernel asks whether the other end is still there.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
 /// The kernel delivers what it was given for no longer than this, also after the call was given up: less than lies between the
 /// end of a term and the next leader's. A leader that was cut off had a write delivered 3 s after another led.
 #[cfg(target_os = "linux")]
@@ -132,7 +135,8 @@ impl Around for Metered {
         let requests = self.metrics.requests.clone();
         let answer = send(request);
         Box::pin(async move {
-            // Lists of the watchers come through here alone: nothing above bounds them.
+            // Until the answer begins: calls are bounded as a whole by [`bounded`], what a watcher reads by its own timeout and
+            // the connection's.
             let outcome = tokio::time::timeout(CALL_DEADLINE, answer).await;
             let (code, outcome) = match outcome {
                 Ok(Ok(response)) => (response.status().as_str().to_owned(), Ok(response)),
@@ -185,6 +189,11 @@ fn connector() -> HttpConnector {
     // TLS is what the next layer makes of it.
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_DEADLINE));
+    // Who only listens would not notice for five minutes that the other end is gone without a word: a watch, or the rest of
+    // a list.
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE));
+    tcp.set_keepalive_retries(Some(2));
     #[cfg(target_os = "linux")]
     tcp.set_tcp_user_timeout(Some(DELIVERY_DEADLINE));
     tcp

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 /// next one: without this, one that may write this but not that could write without end (sweeps found it twice).
 const STUMBLES: (u32, Duration) = (5, Duration::from_secs(10));
 const APART: Duration = Duration::from_secs(1);
+/// How far messages of the same failure are kept apart.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// By namespace and name.
 #[derive(Default)]
@@ -35,6 +37,8 @@ struct Entry {
     stumbles: u32,
     stumbles_since: Option<Instant>,
     not_before: Option<Instant>,
+    /// When a failure was last told.
+    told: Option<Instant>,
 }
 
 impl Entry {
@@ -44,6 +48,7 @@ impl Entry {
             && self.drained_since.is_none()
             && self.failures == 0
             && self.stumbles_since.is_none()
+            && self.told.is_none()
     }
 
     /// Counts a failed round against the pace of the next ones.
@@ -113,11 +118,25 @@ impl Memory {
     pub fn succeeded(&self, namespace: &str, name: &str) {
         self.change(namespace, name, |entry| {
             entry.failures = 0;
+            entry.told = None;
             let long_ago = |since: Instant| since.elapsed() > STUMBLES.1;
             if entry.stumbles_since.is_some_and(long_ago) {
                 (entry.stumbles, entry.stumbles_since, entry.not_before) = (0, None, None);
             }
         });
+    }
+
+    /// Whether another message of the same failure may be told: what a webhook says may name each request, and what is told
+    /// wakes the next round.
+    pub fn may_tell_again(&self, namespace: &str, name: &str) -> bool {
+        self.change(namespace, name, |entry| {
+            let now = Instant::now();
+            let may = entry.told.is_none_or(|told| now.duration_since(told) >= TELL_AGAIN);
+            if may {
+                entry.told = Some(now);
+            }
+            may
+        })
     }
 
     /// How long the next round has to wait.

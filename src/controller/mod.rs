@@ -146,13 +146,15 @@ pub async fn run(
     let sweep = async move {
         loop {
             tokio::time::sleep(SWEEP).await;
-            let exists = |namespace: &str, name: &str| {
-                let release = ObjectRef::new(name).within(namespace);
-                sweeper.releases.get(&release).is_some()
+            let exists = |of: &str, name: &str| {
+                let release = ObjectRef::new(name).within(of);
+                // What others see to is not missing.
+                namespace.is_some_and(|namespace| namespace != of) || sweeper.releases.get(&release).is_some()
             };
             sweeper.views.forget_missing(exists);
             sweeper.judging.forget_missing(exists);
             sweeper.memory.forget_missing(exists);
+            sweeper.settings.metrics.forget_missing(exists);
         }
     };
     tokio::select! {

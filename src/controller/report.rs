@@ -3,7 +3,7 @@
 use super::{Context, Guarded, RoundError, round::replace_status};
 use crate::{
     api::{CanaryRelease, Phase, conditions as types, set_condition},
-    cluster::{CallError, bounded, object_ref, publish},
+    cluster::{CallError, FIELD_MANAGER, bounded, object_ref, publish},
     release::{Kind, Level, Note},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -20,15 +20,14 @@ pub(super) async fn stalled(
     reason: &str,
     message: &str,
 ) -> Result<(), CallError> {
-    let known = release
-        .status
-        .as_ref()
-        .is_some_and(|s| s.phase == Some(Phase::Stalled) && s.message.as_deref() == Some(message));
-    if known {
+    let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
+    let mut status = release.status.clone().unwrap_or_default();
+    let known = status.phase == Some(Phase::Stalled) && status.message.as_deref() == Some(message);
+    let same = |condition: &Condition| condition.type_ == types::STALLED && condition.reason == reason;
+    let alike = status.phase == Some(Phase::Stalled) && status.conditions.iter().any(same);
+    if known || (alike && !context.memory.may_tell_again(&namespace, &name)) {
         return Ok(());
     }
-    let namespace = release.namespace().unwrap_or_default();
-    let mut status = release.status.clone().unwrap_or_default();
     status.phase = Some(Phase::Stalled);
     status.message = Some(message.to_owned());
     status.next_advance_at = None;
@@ -37,7 +36,7 @@ pub(super) async fn stalled(
     }
     let settings = &context.settings;
     let written = replace_status(context, release, Some(status), false).await?;
-    context.memory.recorded(&namespace, &release.name_any());
+    context.memory.recorded(&namespace, &name);
     context.memory.wrote(&namespace, written.into());
     let note = Note {
         level: Level::Warning,
@@ -111,7 +110,11 @@ pub(super) async fn undecodable(context: &Context, metadata: &ObjectMeta, error:
         "metadata": {"resourceVersion": object.resource_version()},
         "status": {"phase": Phase::Stalled, "message": message, "conditions": conditions},
     });
-    bounded(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    bounded(api.patch_status(&name, &params, &Patch::Merge(patch))).await?;
     tracing::warn!(namespace, name, error, "CanaryRelease cannot be read");
     Ok(())
 }

@@ -108,7 +108,9 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     if told_last {
         latest = write_status(context, &latest, &decision).await?;
     }
-    settings.metrics.observe(&namespace, &name, &decision);
+    settings
+        .metrics
+        .observe(&namespace, &name, release.status.as_ref(), &decision);
     for note in &decision.notes {
         tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
         if let Err(error) = publish(
@@ -143,7 +145,7 @@ async fn apply(
     tracing::info!(namespace, kind = ?write.kind, object = write.name, why = write.why, failed = outcome.as_ref().err().map(ToString::to_string), "write");
     if outcome.as_ref().is_err_and(CallError::is_conflict) {
         match write.kind {
-            Kind::CanaryRelease => catch_up(context, &latest).await,
+            Kind::CanaryRelease => read_again(context, &latest).await,
             _ => refresh(context, view, namespace, write).await,
         }
     }
@@ -274,14 +276,14 @@ pub(super) async fn replace_status(
     };
     let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await;
     if written.as_ref().is_err_and(CallError::is_conflict) {
-        catch_up(context, latest).await;
+        read_again(context, latest).await;
     }
     written
 }
 
 /// Reads the release again after a conflict: what changed it, a pause perhaps, may be late by the watch. A storm of the
 /// simulation raised the weight of a version that was not asked for any more.
-async fn catch_up(context: &Context, latest: &CanaryRelease) {
+async fn read_again(context: &Context, latest: &CanaryRelease) {
     let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
     let api: Api<CanaryRelease> = Api::namespaced(context.settings.client.clone(), &namespace);
     match bounded(api.get_opt(&name)).await {
@@ -314,9 +316,13 @@ async fn patch_metadata(
     if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.insert("resourceVersion".to_owned(), json!(latest.resource_version()));
     }
-    let written = bounded(api.patch(&latest.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await;
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let written = bounded(api.patch(&latest.name_any(), &params, &Patch::Merge(patch))).await;
     if written.as_ref().is_err_and(CallError::is_conflict) {
-        catch_up(context, latest).await;
+        read_again(context, latest).await;
     }
     let written = match written {
         Ok(written) => written,

@@ -82,6 +82,8 @@ struct Held {
 struct Seen {
     lease: Option<Lease>,
     since: Option<Instant>,
+    /// Whether it was deleted while somebody held it, who may not know yet.
+    deleted: bool,
 }
 
 impl Seen {
@@ -89,6 +91,7 @@ impl Seen {
         let version = |lease: &Option<Lease>| lease.as_ref().and_then(ResourceExt::resource_version);
         if self.since.is_none() || version(&self.lease) != version(&lease) {
             self.since = Some(Instant::now());
+            self.deleted = lease.is_none() && self.holder().is_some();
         }
         self.lease = lease;
     }
@@ -101,6 +104,9 @@ impl Seen {
     /// When it may be taken; None while nothing is known.
     fn free_at(&self, timing: Timing) -> Option<Instant> {
         let since = self.since?;
+        if self.deleted {
+            return Some(since + timing.lease);
+        }
         if self.holder().is_none() {
             return Some(since);
         }

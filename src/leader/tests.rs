@@ -353,6 +353,25 @@ fn two_leaders_are_found_where_a_lease_is_shorter_than_the_term_that_it_gives() 
 }
 
 #[test]
+fn a_lease_that_somebody_deletes_is_not_taken_before_its_leader_has_noticed() {
+    with_server(|server| async move {
+        let mut first = replica(&server, "a");
+        first.until(Standing::Leading).await;
+        let mut second = replica(&server, "b");
+        second.until(Standing::Following("a".to_owned())).await;
+        for _ in 0..100 {
+            sleep(SECOND * 7 / 3).await;
+            server.delete(&lease(), &Default::default()).unwrap();
+            for _ in 0..200 {
+                sleep(SECOND / 10).await;
+                assert!(!(first.leads() && second.leads()));
+            }
+            assert!(first.leads() || second.leads());
+        }
+    });
+}
+
+#[test]
 fn a_lease_of_somebody_who_vanished_before_we_came_is_waited_for() {
     with_server(|server| async move {
         let old: Lease = serde_json::from_value(json!({"metadata": {"name": "operator"}, "spec": {

@@ -16,8 +16,8 @@ use kube::{
     api::{ApiResource, DynamicObject, LogParams, Patch, PatchParams, ValidationDirective},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::time::Instant;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout};
 
 /// Lines of a failed container's log that are asked for; the last that says something is told.
 const LOG_LINES: i64 = 20;
@@ -136,6 +136,9 @@ fn failed_pod(
     pods.iter().filter(mine).find_map(|pod| failure(pod))
 }
 
+/// The way back waits for the log, so not for long.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
+
 /// The last line of the failed container's log; told where it can be had, never worth failing a round for.
 async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failure) -> Option<String> {
     if !found.ran {
@@ -149,13 +152,13 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
         limit_bytes: Some(16 * 1024),
         ..Default::default()
     };
-    match bounded(pods.logs(&found.pod, &params)).await {
-        Ok(log) => last_line(&log),
-        Err(error) => {
-            tracing::warn!(pod = found.pod, %error, "log of the failed container cannot be read");
-            None
-        }
-    }
+    let why = match timeout(LOG_DEADLINE, pods.logs(&found.pod, &params)).await {
+        Ok(Ok(log)) => return last_line(&log),
+        Ok(Err(error)) => error.to_string(),
+        Err(late) => late.to_string(),
+    };
+    tracing::warn!(pod = found.pod, why, "log of the failed container cannot be read");
+    None
 }
 
 /// Whether this round makes version 2's Deployment, or asks whether the stable one became it: the API server does the merge.

@@ -76,6 +76,14 @@ struct State {
     surveys: BTreeMap<String, (String, Instant, Survey)>,
 }
 
+impl State {
+    /// To questions of who is no member any more.
+    fn forget_answers(&mut self) {
+        self.merged.retain(|release, _| self.members.contains(release));
+        self.surveys.retain(|release, _| self.members.contains(release));
+    }
+}
+
 /// Our own write, until the watch has shown it or something newer: the cache is older than what we know.
 struct Written {
     /// Which of our writes it was.
@@ -145,6 +153,7 @@ impl Views {
         let empty = {
             let mut state = lock(&view.state);
             state.members.remove(release);
+            state.forget_answers();
             state.members.is_empty()
         };
         if empty {
@@ -158,6 +167,7 @@ impl Views {
         open.retain(|namespace, view| {
             let mut state = lock(&view.state);
             state.members.retain(|release| exists(namespace, release));
+            state.forget_answers();
             !state.members.is_empty()
         });
     }
@@ -331,6 +341,13 @@ impl View {
             .collect();
         let state = lock(&self.state);
         for ((_, name), written) in state.written.iter().filter(|((of, _), _)| *of == kind) {
+            // The watch may have shown more than the write before its answer was there.
+            if seen
+                .get(name)
+                .is_some_and(|cached| written.now.shown_by(cached.meta(), false))
+            {
+                continue;
+            }
             match &written.now {
                 Left::Object(object) => {
                     if let Some(object) = convert(object) {

@@ -297,17 +297,21 @@ pub(super) fn doubt(draft: &Draft<'_>, rollout: &Rollout) -> Option<Doubt> {
     })
 }
 
-/// Of this step, since its weight is live, and of now.
+/// Of this step, since its weight is live, and of now. What lets the weight rise is this process's own word: what another
+/// found before it ended says nothing of the requests that nobody counted since.
 fn is_fresh(draft: &Draft<'_>, rollout: &Rollout, rules: &Rules, check: &CheckStatus) -> bool {
     let live = rollout
         .weight_since
         .as_ref()
         .and_then(|since| since.0.checked_add(draft.settle).ok());
-    let lasting = check.verdict == Some(Verdict::Error) || check.verdict == Some(Verdict::NoData);
+    let lasting = matches!(check.verdict, Some(Verdict::Error | Verdict::NoData));
+    let raises = matches!(check.verdict, Some(Verdict::Pass | Verdict::NoData));
     check.step == rollout.step
         && check.verdict.is_some()
         && check.at.as_ref().zip(live).is_some_and(|(at, live)| {
-            at.0 >= live && (lasting || !draft.until(at.0, rules.interval * FRESH + LATE).is_zero())
+            at.0 >= live
+                && (lasting || !draft.until(at.0, rules.interval * FRESH + LATE).is_zero())
+                && (!raises || (draft.seen.led_since..=draft.now).contains(&at.0))
         })
 }
 

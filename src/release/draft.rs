@@ -473,10 +473,15 @@ impl<'a> Draft<'a> {
         left.min(LONGEST_WAIT)
     }
 
-    /// What is left of the settle time since `since`; zero when it is over. A clock that is ahead of the one that told `since`
-    /// would end it at once: it counts from when this process began to lead, at the earliest.
+    /// From when a wait counts that is recorded since `since`: a clock that is ahead of the one that told so would end it at
+    /// once, so that it counts from when this process began to lead, at the earliest.
+    pub fn counted_from(&self, since: Timestamp) -> Timestamp {
+        since.max(self.seen.led_since)
+    }
+
+    /// What is left of the settle time since `since`; zero when it is over.
     pub fn settling(&self, since: Timestamp) -> Duration {
-        self.until(since.max(self.seen.led_since), self.settle)
+        self.until(self.counted_from(since), self.settle)
     }
 
     pub fn look_again(&mut self, after: Duration) {
@@ -485,7 +490,8 @@ impl<'a> Draft<'a> {
 
     /// Looks again when the progress deadline of the current wait passes; tells how much of it is left.
     pub fn deadline(&mut self, rollout: &Rollout) -> Duration {
-        let left = self.until(rollout.waiting_since.0, self.seen.release.spec.progress_deadline.get());
+        let since = self.counted_from(rollout.waiting_since.0);
+        let left = self.until(since, self.seen.release.spec.progress_deadline.get());
         // A deadline that has passed is no reason to look at once, again and again.
         if !left.is_zero() {
             self.look_again(left);
@@ -508,8 +514,8 @@ impl<'a> Draft<'a> {
             .map(|finding| finding.message.as_str())
             .collect::<Vec<_>>()
             .join("; ");
-        let known = self.status.phase == Some(Phase::Stalled) && self.status.message.as_deref() == Some(&message);
-        if !known {
+        // Not each time that a message differs: what a webhook or a source says may name each request.
+        if self.status.phase != Some(Phase::Stalled) || !self.said(reason) {
             self.note(Level::Warning, reason, message.clone());
         }
         self.say(Phase::Stalled, reason, message);
@@ -518,10 +524,12 @@ impl<'a> Draft<'a> {
     pub fn reached(&self, rollout: &mut Rollout, weight: Weight) {
         let at = Time(self.now);
         // The schema bounds the list: without a bound, CEL on its weights exceeds the API server's cost budget.
-        let told = rollout.reached.last().is_some_and(|last| last.weight == weight);
-        if !told && rollout.reached.len() < 128 {
-            rollout.reached.push(Reached { weight, at });
+        if rollout.reached.last().is_some_and(|last| last.weight == weight) {
+            return;
         }
+        // The last is the weight in force.
+        rollout.reached.truncate(127);
+        rollout.reached.push(Reached { weight, at });
     }
 
     // === The end

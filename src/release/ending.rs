@@ -2,7 +2,7 @@
 
 use super::{
     Kind, Level, Op,
-    draft::{Draft, Flow, clock},
+    draft::{Draft, Flow, IDLE, clock},
     preparing::ALREADY_RUNNING,
     promoting, schedule,
 };
@@ -10,7 +10,6 @@ use crate::{
     api::{HistoryEntry, Outcome, Phase, Rollout, ShiftTraffic, Stage, Weight},
     observe::{RESTARTING, Workload},
 };
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 use std::time::Duration;
@@ -160,6 +159,8 @@ pub(super) fn turn_back(
     rollout.outcome = Some(outcome);
     (rollout.reason, rollout.detail) = (Some(reason.to_owned()), Some(message));
     rollout.waiting_since = MicroTime(draft.now);
+    // Of version 2's pods there: version 1's are awaited anew.
+    rollout.stable_since = None;
     draft.status.rollout = Some(rollout);
     Flow::Again
 }
@@ -211,6 +212,7 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     if !carries {
         return None;
     }
+    rollout.replaced |= stable.revision() != rollout.stable_revision;
     let told = rollout.stable_since.is_some() || AWAITING.iter().any(|reason| draft.said(reason));
     let short = rollout.autoscaled && stable.replicas < rollout.capacity && !told;
     if short {
@@ -225,7 +227,7 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
         // Pods that were there all along are known already.
         let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
         let left = draft.settling(since);
-        if !told || left.is_zero() {
+        if !(told || rollout.replaced) || left.is_zero() {
             return None;
         }
         draft.look_again(left);
@@ -351,7 +353,7 @@ pub(super) fn end(
     draft.look_again(if outcome == Outcome::Superseded {
         Duration::ZERO
     } else {
-        Duration::from_secs(300)
+        IDLE
     });
     Flow::Wait
 }
@@ -359,13 +361,9 @@ pub(super) fn end(
 /// The `CanaryRelease` is being deleted: the same way back, and never a stuck finalizer.
 pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     let ended = draft.stage() == Some(Stage::Ended);
-    let asked: Timestamp = draft
-        .seen
-        .release
-        .metadata
-        .deletion_timestamp
-        .as_ref()
-        .map_or(draft.now, |at| at.0);
+    // By the API server's clock; the operator may have been away since.
+    let asked = draft.seen.release.metadata.deletion_timestamp.as_ref();
+    let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0));
     let mut rollout = draft.status.rollout.clone();
     if let Some(mut finishing) = rollout.clone()
         && matches!(finishing.stage, Stage::Promoting | Stage::Finishing)
@@ -395,7 +393,7 @@ pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     // may differ from the API server's. What was never recorded never had traffic.
     let begun = match &rollout {
         None => asked,
-        Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => rollout.waiting_since.0.max(draft.seen.led_since),
+        Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => draft.counted_from(rollout.waiting_since.0),
         Some(_) => draft.now,
     };
     let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();

@@ -79,7 +79,7 @@ pub(super) fn hold_until_deadline(
     mut rollout: Rollout,
     (reason, why): (&'static str, String),
 ) -> Flow {
-    let since = rollout.interrupted_since.get_or_insert(MicroTime(draft.now)).0;
+    let since = draft.counted_from(rollout.interrupted_since.get_or_insert(MicroTime(draft.now)).0);
     let deadline = draft.seen.release.spec.progress_deadline;
     let before = rollout.interrupted_for.unwrap_or_default().get();
     let left = draft.until(since, deadline.get().saturating_sub(before));
@@ -103,7 +103,8 @@ pub(super) fn resume(draft: &Draft<'_>, rollout: &mut Rollout) {
     let Some(since) = rollout.interrupted_since.take() else {
         return;
     };
-    let length = std::time::Duration::try_from(draft.now.duration_since(since.0)).unwrap_or_default();
+    let length = draft.now.duration_since(draft.counted_from(since.0));
+    let length = std::time::Duration::try_from(length).unwrap_or_default();
     let before = rollout.interrupted_for.unwrap_or_default().get();
     rollout.interrupted_for = Some(Duration::of(before + length));
     // A weight that is not written yet has no time to start over.

@@ -77,6 +77,7 @@ pub(super) fn begin(draft: &mut Draft<'_>, intent: String) -> Flow {
         skip_steps: false,
         commands: retried(draft),
         drained_since: None,
+        replaced: false,
         stable_since: None,
         capacity: stable.replicas,
         autoscaled: draft

@@ -325,6 +325,7 @@ fn await_stable(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight) -> 
 
 /// Waits for the stable Deployment, then takes the canary away without losing a request.
 pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
+    rollout.replaced = true;
     let Some(stable) = &draft.seen.stable else {
         let message = ending::stable_changed(draft);
         return ending::turn_back(draft, rollout, Outcome::RolledBack, "StableChanged", message);

@@ -1,13 +1,15 @@
 use crate::{
     analysis::Judged,
-    api::Stage,
+    api::{CanaryReleaseStatus, Rollout, Stage},
     cluster::{ApiMetrics, CallError},
     release::{Decision, Kind},
 };
-use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+};
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 
 /// Everything that the operator counts. No label is of free text.
@@ -31,25 +33,32 @@ pub struct Metrics {
     ended: IntCounterVec,
 }
 
-/// Set while the operator has seen every release.
-#[derive(Clone, Default)]
-pub struct Ready(Arc<AtomicBool>);
+/// How many lists of releases the operator has still to see: one, or one for each namespace that it watches.
+#[derive(Clone)]
+pub struct Ready(Arc<AtomicUsize>);
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(1)))
+    }
+}
 
 impl Ready {
-    /// The releases were listed.
+    /// So many lists are to be seen, anew.
+    pub fn expect(&self, lists: usize) {
+        self.0.store(lists, Ordering::Release);
+    }
+
+    /// One of them was.
     pub fn mark(&self) {
-        self.0.store(true, Ordering::Release);
+        let one_less = |missing: usize| missing.checked_sub(1);
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
     }
 
-    /// They have to be listed anew.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Release);
-    }
-
-    /// Whether they were.
+    /// Whether all were.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == 0
     }
 }
 
@@ -107,8 +116,25 @@ impl Metrics {
 
     /// Forgets what only the leader knows: whatever this replica still shows would outlive its truth.
     pub fn step_down(&self) {
-        self.ready.clear();
+        self.ready.expect(1);
         self.weight.reset();
+    }
+
+    /// Forgets releases that are gone without a last round.
+    pub fn forget_missing(&self, exists: impl Fn(&str, &str) -> bool) {
+        for family in self.weight.collect() {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    let mut labels = metric.get_label().iter();
+                    labels.find(|label| label.name() == name).map(|label| label.value())
+                };
+                if let (Some(namespace), Some(name)) = (label("namespace"), label("name"))
+                    && !exists(namespace, name)
+                {
+                    let _ = self.weight.remove_label_values(&[namespace, name]);
+                }
+            }
+        }
     }
 
     /// Counts a decided write.
@@ -133,8 +159,8 @@ impl Metrics {
         }
     }
 
-    /// Shows where a release stands after a round.
-    pub fn observe(&self, namespace: &str, name: &str, decision: &Decision) {
+    /// Shows where a release stands after a round, and counts it where that round ended it.
+    pub fn observe(&self, namespace: &str, name: &str, before: Option<&CanaryReleaseStatus>, decision: &Decision) {
         let rollout = decision.status.rollout.as_ref();
         let running = rollout.is_some_and(|rollout| rollout.stage != Stage::Ended) && decision.watching;
         if running {
@@ -149,9 +175,10 @@ impl Metrics {
             // A series that outlives its release would show a weight that is not in force; absent already is fine.
             let _ = self.weight.remove_label_values(&[namespace, name]);
         }
-        if decision.release_finalizer
-            && decision.watching
-            && let Some(rollout) = rollout
+        let ended = |rollout: &&Rollout| rollout.stage == Stage::Ended;
+        let before = before.and_then(|status| status.rollout.as_ref()).filter(ended);
+        if let Some(rollout) = rollout.filter(ended)
+            && before.is_none_or(|before| before.started_at != rollout.started_at)
             && let Some(outcome) = rollout.outcome
         {
             let reason = rollout.reason.clone().unwrap_or_default();
@@ -159,5 +186,82 @@ impl Metrics {
                 .with_label_values(&[format!("{outcome:?}").as_str(), reason.as_str()])
                 .inc();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::time::Duration;
+
+    fn status(stage: &str, started_at: &str) -> CanaryReleaseStatus {
+        let rollout = json!({"intent": "", "stage": stage, "schedule": "", "startedAt": started_at, "waitingSince": started_at,
+            "stableRevision": "", "service": "shop", "ingresses": [], "outcome": "Promoted", "reason": "Promoted",
+            "canary": {"deployment": "shop-v2", "service": "shop-v2"}});
+        serde_json::from_value(json!({"rollout": rollout, "weight": "10"})).unwrap()
+    }
+
+    fn decision(status: CanaryReleaseStatus) -> Decision {
+        Decision {
+            writes: Vec::new(),
+            status,
+            release_finalizer: false,
+            answered: false,
+            notes: Vec::new(),
+            again: Duration::ZERO,
+            tell_again: Duration::ZERO,
+            good_news_waits: false,
+            takes_away: false,
+            watching: true,
+            relies_on: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_release_is_counted_once_when_it_ends_and_so_is_the_next_of_its_name() {
+        let metrics = Metrics::new().unwrap();
+        let (monday, tuesday) = ("2026-01-05T10:00:00.000000Z", "2026-01-06T10:00:00.000000Z");
+        let mut before = None;
+        for (stage, started_at) in [
+            ("Finishing", monday),
+            ("Ended", monday),
+            ("Ended", monday),
+            ("Preparing", tuesday),
+            ("Ended", tuesday),
+            ("Ended", tuesday),
+        ] {
+            let now = decision(status(stage, started_at));
+            metrics.observe("default", "shop", before.as_ref(), &now);
+            before = Some(now.status);
+        }
+        assert_eq!(metrics.ended.with_label_values(&["Promoted", "Promoted"]).get(), 2);
+    }
+
+    #[test]
+    fn a_release_that_is_gone_shows_no_weight() {
+        let metrics = Metrics::new().unwrap();
+        let under_way = decision(status("Stepping", "2026-01-05T10:00:00.000000Z"));
+        for name in ["shop", "gone"] {
+            metrics.observe("default", name, None, &under_way);
+        }
+        metrics.forget_missing(|_, name| name == "shop");
+        let shown = prometheus::TextEncoder::new()
+            .encode_to_string(&metrics.registry.gather())
+            .unwrap();
+        assert!(shown.contains(r#"name="shop",namespace="default"} 0.1"#), "{shown}");
+        assert!(!shown.contains("gone"), "{shown}");
+    }
+
+    #[test]
+    fn an_operator_of_two_namespaces_is_ready_when_both_are_listed() {
+        let ready = Ready::default();
+        ready.expect(2);
+        ready.mark();
+        assert!(!ready.get());
+        ready.mark();
+        assert!(ready.get());
+        ready.expect(1);
+        assert!(!ready.get());
     }
 }

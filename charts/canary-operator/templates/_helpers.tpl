@@ -55,7 +55,7 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
   verbs: [get, list, watch, patch]
 - apiGroups: [canary-operator.dev]
   resources: [canaryreleases/status]
-  verbs: [get, update, patch]
+  verbs: [update, patch]
 # Setting blockOwnerDeletion on the canary's objects takes this where OwnerReferencesPermissionEnforcement is on.
 - apiGroups: [canary-operator.dev]
   resources: [canaryreleases/finalizers]
@@ -65,7 +65,7 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [networking.k8s.io]
   resources: [ingresses]
   verbs: [get, list, watch, create, patch, delete]
@@ -88,7 +88,7 @@ Deployment's pod template at promotion. No Secrets, no ConfigMaps, no pods beyon
   verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
 
 {{/* What has no namespace: whether ingress-nginx serves the class of an Ingress. */}}

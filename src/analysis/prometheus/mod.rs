@@ -1,5 +1,5 @@
 //! Prometheus, where the operator is told of one: numbers by PromQL of a release's own, and requests for those who would
-//! not have every controller asked once a second.
+//! not have every controller asked every few seconds.
 //!
 //! [`Servers`] are those of a configuration file. A [`Template`] is a query with placeholders, checked when it is written;
 //! [`Prometheus::watch`] asks it for as long as somebody wants to know. [`Prometheus::subscribe`] counts requests, from the

@@ -5,6 +5,7 @@ use crate::{
     api::{Phase, Stage},
     release::Kind,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 const HOUR: i64 = 3600;
 
@@ -70,4 +71,28 @@ fn a_deletion_is_not_cut_short_by_a_clock_that_is_ahead() {
     world = world.led_by_a_clock_off_by(HOUR).rounds(1);
     assert!(world.guarded(), "the garbage collector would take the pods at once");
     assert!(world.objects.contains_key(&(Kind::Deployment, "shop-v2".to_owned())));
+}
+
+#[test]
+fn a_deadline_is_not_over_at_once_by_a_clock_that_is_ahead() {
+    let preparing = world().begun().led_by_a_clock_off_by(HOUR).rounds(1);
+    assert_eq!(preparing.rollout().stage, Stage::Preparing);
+    let finishing = world().finishing().led_by_a_clock_off_by(HOUR).rounds(1);
+    assert_eq!(finishing.rollout().stage, Stage::Finishing);
+    let late = preparing.later(600).rounds(1);
+    assert_eq!(late.rollout().reason.as_deref(), Some("ProgressDeadlineExceeded"));
+}
+
+#[test]
+fn a_pass_of_who_led_before_or_of_the_future_does_not_raise_the_weight() {
+    for at in ["2026-01-05T10:01:00Z", "2026-01-05T10:01:20Z"] {
+        let mut world = world().at_first_step().later(60).rounds(1).led_by_a_clock_off_by(0);
+        for check in &mut world.release.status.as_mut().unwrap().checks {
+            check.at = Some(Time(at.parse().unwrap()));
+        }
+        let world = world.canary_ready(2).later(6);
+        let old = world.clone().unjudged().rounds(2);
+        assert_eq!(old.rollout().step, 1, "passed at {at}");
+        assert_eq!(world.rounds(2).rollout().step, 2);
+    }
 }

@@ -144,6 +144,33 @@ fn version_1_gets_its_template_back_and_requests_return_when_that_has_rolled_out
     );
 }
 
+/// Whether anybody was told of it before or not: who led before may have died.
+#[test]
+fn requests_do_not_return_to_pods_of_a_rollout_that_was_undone_unseen_before_the_controllers_know_them() {
+    let undo = |d: &mut serde_json::Value| {
+        d["metadata"]["generation"] = json!(3);
+        d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("shop:v1");
+    };
+    for finishing in [
+        world().finishing(),
+        world().finishing().stable_rolled_out().rounds(1).later(5),
+    ] {
+        let undone = finishing.stable(undo).stable_rolled_out().rounds(1);
+        assert_eq!(undone.rollout().stage, Stage::RollingBack);
+        assert_eq!(
+            undone
+                .clone()
+                .later(5)
+                .rounds(1)
+                .split("shop-ingress-v2")
+                .unwrap()
+                .weight,
+            Weight::FULL
+        );
+        assert_eq!(undone.later(6).rounds(1).split("shop-ingress-v2"), None);
+    }
+}
+
 #[test]
 fn a_stable_deployment_that_somebody_else_gives_version_2_is_awaited() {
     let gitops = json!({"promotion": {"mode": "AwaitStable"}});
