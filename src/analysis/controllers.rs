@@ -1,13 +1,12 @@
 //! The pods of the ingress-nginx controller, watched for as long as the value lives.
 
 use super::scraper::Settings;
-use futures::{Stream, StreamExt};
+use crate::cluster::watch_on;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
     runtime::{
-        WatchStreamExt,
         reflector::{Store, store::Writer},
         watcher,
     },
@@ -16,12 +15,8 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 use tokio::task::JoinSet;
-
-/// Before a watch that was refused starts over.
-const START_OVER: Duration = Duration::from_secs(10);
 
 /// A controller pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,18 +77,28 @@ impl Controllers {
         let broken = Arc::new(Mutex::new(None));
         let told = broken.clone();
         let mut watch = JoinSet::new();
-        watch.spawn(async move {
-            loop {
-                let stream = watcher(api.clone(), config.clone())
-                    .modify(|pod| {
-                        pod.metadata.managed_fields = None;
-                        pod.spec = None;
-                    })
-                    .default_backoff();
-                follow(stream, &mut writer, &told).await;
-                tokio::time::sleep(START_OVER).await;
+        let slim = |pod: &mut Pod| {
+            pod.metadata.managed_fields = None;
+            pod.spec = None;
+        };
+        let tell = move |event: watcher::Result<watcher::Event<Pod>>| match event {
+            Ok(event) => {
+                writer.apply_watcher_event(&event);
+                if matches!(event, watcher::Event::InitDone) {
+                    *lock(&told) = None;
+                }
             }
-        });
+            Err(error) => {
+                tracing::warn!(%error, "watch of the ingress-nginx controllers interrupted");
+                if let watcher::Error::InitialListFailed(kube::Error::Api(status))
+                | watcher::Error::WatchStartFailed(kube::Error::Api(status)) = &error
+                    && matches!(status.code, 400 | 403)
+                {
+                    *lock(&told) = Some(status.message.clone());
+                }
+            }
+        };
+        watch.spawn(watch_on(api, config, slim, tell));
         Self {
             pods,
             port: settings.port,
@@ -152,37 +157,4 @@ fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
     ready.any(|condition| condition.status == "True")
-}
-
-/// Until the watch has to start over.
-async fn follow(
-    stream: impl Stream<Item = watcher::Result<watcher::Event<Pod>>>,
-    writer: &mut Writer<Pod>,
-    broken: &Mutex<Option<String>>,
-) {
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                writer.apply_watcher_event(&event);
-                if matches!(event, watcher::Event::InitDone) {
-                    *lock(broken) = None;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "watch of the ingress-nginx controllers interrupted");
-                if let watcher::Error::InitialListFailed(kube::Error::Api(status))
-                | watcher::Error::WatchStartFailed(kube::Error::Api(status)) = &error
-                    && matches!(status.code, 400 | 403)
-                {
-                    *lock(broken) = Some(status.message.clone());
-                }
-                // kube tries the same version again for ever: after 410 in vain, and after 403 without a sign that it works again.
-                if matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 410))
-                {
-                    return;
-                }
-            }
-        }
-    }
 }

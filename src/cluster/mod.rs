@@ -1,4 +1,4 @@
-//! The cluster as seen from the operator: the client, its deadlines and its fence, the clock, the writes.
+//! The cluster as seen from the operator: the client, its deadlines and its fence, the clock, the watches, the writes.
 
 mod around;
 mod client;
@@ -7,6 +7,7 @@ mod events;
 #[cfg(debug_assertions)]
 mod faults;
 mod term;
+mod watches;
 mod writes;
 
 pub use around::Wrap;
@@ -16,4 +17,5 @@ pub use events::publish;
 #[cfg(debug_assertions)]
 pub use faults::WrongClock;
 pub use term::{Fence, NotLeading, Term};
+pub use watches::watch_on;
 pub use writes::{Applied, FIELD_MANAGER, object_ref, perform};

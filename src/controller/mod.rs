@@ -9,7 +9,7 @@ use crate::{
     api::CanaryRelease,
     cluster::{CallError, Clock},
     observe::Views,
-    release::{Decide, at_rest},
+    release::{Decide, IDLE, at_rest},
     routing::Routing,
     telemetry::Metrics,
 };
@@ -204,7 +204,7 @@ async fn one(object: &Guarded, context: &Context) -> Result<Action, RoundError> 
         }
         Err(invalid) => {
             Box::pin(report::undecodable(context, object.meta(), &invalid.error)).await?;
-            Ok(Action::requeue(round::IDLE))
+            Ok(Action::requeue(IDLE))
         }
     }
 }

@@ -15,8 +15,6 @@ use kube::{
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
-/// An idle look-in, in case an event was lost; costs no request.
-pub(super) const IDLE: Duration = Duration::from_secs(300);
 /// How long the first look at a namespace may take before it is looked at again; it wakes the round itself when done.
 const OPENING: Duration = Duration::from_secs(15);
 /// How often a namespace that may not be watched is tried again.

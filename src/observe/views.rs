@@ -4,9 +4,10 @@
 use super::Survey;
 use crate::{
     api::{CanaryRelease, LABEL_RELEASE},
+    cluster::watch_on,
     release::Kind,
 };
-use futures::{Stream, StreamExt, channel::mpsc::UnboundedSender};
+use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Service},
@@ -17,7 +18,6 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, ObjectMeta},
     runtime::{
-        WatchStreamExt,
         reflector::{ObjectRef, Store, store::Writer},
         watcher,
     },
@@ -40,8 +40,6 @@ pub type Merged = Result<serde_json::Value, String>;
 
 /// How long an answer is taken to hold: what refuses a merge may be a policy, which changes unseen.
 const ANSWERS_HOLD: Duration = Duration::from_secs(60);
-/// Before a watch that was refused starts over.
-const START_OVER: Duration = Duration::from_secs(10);
 
 /// The watched namespaces.
 pub struct Views {
@@ -443,23 +441,16 @@ impl Waker {
             .retain(|(of, _), written| Some(*of) != kind || written.number > asked);
     }
 
-    /// Returns whether the watch has to start over with a list.
-    fn broke(&self, resource: &str, error: &watcher::Error) -> bool {
-        let refused = match error {
-            watcher::Error::InitialListFailed(kube::Error::Api(status))
-            | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
-                (status.code == 403).then(|| status.message.clone())
-            }
-            _ => None,
-        };
-        // kube tries the same version again for ever: after 410 in vain, and after 403 without a sign that it works again.
-        let over = matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 410));
+    fn broke(&self, resource: &str, error: &watcher::Error) {
         tracing::warn!(namespace = self.namespace, resource, %error, "watch interrupted");
-        if let Some(message) = refused {
-            lock(&self.state).broken.insert(resource.to_owned(), message);
+        if let watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error
+            && status.code == 403
+        {
+            let refused = status.message.clone();
+            lock(&self.state).broken.insert(resource.to_owned(), refused);
             self.wake_all();
         }
-        over
     }
 }
 
@@ -478,32 +469,9 @@ where
     let resource = K::plural(&dyntype).into_owned();
     let mut writer = Writer::<K>::new(dyntype);
     let store = writer.as_reader();
-    watches.spawn(async move {
-        loop {
-            let stream = watcher(api.clone(), config.clone())
-                .modify(|object| object.meta_mut().managed_fields = None)
-                .default_backoff();
-            follow(stream, &mut writer, &waker, kind, &resource).await;
-            tokio::time::sleep(START_OVER).await;
-        }
-    });
-    store
-}
-
-/// Until the watch has to start over.
-async fn follow<K>(
-    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    writer: &mut Writer<K>,
-    waker: &Waker,
-    kind: Option<Kind>,
-    resource: &str,
-) where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Eq + Hash + Clone,
-{
-    let mut stream = std::pin::pin!(stream);
+    let slim = |object: &mut K| object.meta_mut().managed_fields = None;
     let mut asked = 0;
-    while let Some(event) = stream.next().await {
+    let tell = move |event: watcher::Result<watcher::Event<K>>| {
         if let Ok(event) = &event {
             writer.apply_watcher_event(event);
         }
@@ -519,14 +487,12 @@ async fn follow<K>(
             Ok(watcher::Event::Init) => asked = waker.writes(),
             Ok(watcher::Event::InitApply(_)) => {}
             Ok(watcher::Event::InitDone) => {
-                waker.listed(kind, resource, asked);
+                waker.listed(kind, &resource, asked);
                 waker.wake_all();
             }
-            Err(error) => {
-                if waker.broke(resource, &error) {
-                    return;
-                }
-            }
+            Err(error) => waker.broke(&resource, &error),
         }
-    }
+    };
+    watches.spawn(watch_on(api, config, slim, tell));
+    store
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
 /// An idle look-in, in case an event was lost; costs no request.
-pub(super) const IDLE: Duration = Duration::from_secs(300);
+pub const IDLE: Duration = Duration::from_secs(300);
 
 /// Longer than any wait that a spec can ask for, a hold of a year with its settle time, and short enough to be added to now.
 const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);

@@ -10,6 +10,7 @@ use crate::{
     api::{HistoryEntry, Outcome, Phase, Rollout, ShiftTraffic, Stage, Weight},
     observe::{RESTARTING, Workload},
 };
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 use std::time::Duration;
@@ -360,35 +361,36 @@ pub(super) fn end(
 
 /// The `CanaryRelease` is being deleted: the same way back, and never a stuck finalizer.
 pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
-    let ended = draft.stage() == Some(Stage::Ended);
     // By the API server's clock; the operator may have been away since.
     let asked = draft.seen.release.metadata.deletion_timestamp.as_ref();
     let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0));
+    let patience = draft.until(asked, DELETION_DEADLINE);
+    if !patience.is_zero()
+        && let Some(flow) = carry_on(draft)
+    {
+        draft.look_again(patience);
+        return flow;
+    }
+    abandon(draft, asked)
+}
+
+/// The canary goes on carrying what version 1's pods cannot.
+fn carry_on(draft: &mut Draft<'_>) -> Option<Flow> {
+    let mut rollout = draft.status.rollout.clone().filter(|r| r.stage != Stage::Ended)?;
+    if matches!(rollout.stage, Stage::Promoting | Stage::Finishing) && promoting::committed(draft, &rollout) {
+        // Past the point of no return: version 1's pods are being replaced.
+        rollout.stage = Stage::Finishing;
+        return Some(promoting::finishing(draft, rollout));
+    }
+    let deleted = || "the CanaryRelease is being deleted".to_owned();
+    let detail = rollout.detail.clone().unwrap_or_else(deleted);
+    await_version_1(draft, &mut rollout, &detail)
+}
+
+/// Removes the canary of a `CanaryRelease` that is being deleted since `asked`.
+fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
+    let ended = draft.stage() == Some(Stage::Ended);
     let mut rollout = draft.status.rollout.clone();
-    if let Some(mut finishing) = rollout.clone()
-        && matches!(finishing.stage, Stage::Promoting | Stage::Finishing)
-        && promoting::committed(draft, &finishing)
-    {
-        // Past the point of no return: version 1's pods are being replaced, and the canary carries what they cannot.
-        let patience = draft.until(asked, DELETION_DEADLINE);
-        if !patience.is_zero() {
-            draft.look_again(patience);
-            finishing.stage = Stage::Finishing;
-            return promoting::finishing(draft, finishing);
-        }
-    }
-    if let Some(mut returning) = rollout.clone()
-        && returning.stage != Stage::Ended
-        && !draft.until(asked, DELETION_DEADLINE).is_zero()
-    {
-        let deleted = || "the CanaryRelease is being deleted".to_owned();
-        let detail = returning.detail.clone().unwrap_or_else(deleted);
-        if let Some(flow) = await_version_1(draft, &mut returning, &detail) {
-            let patience = draft.until(asked, DELETION_DEADLINE);
-            draft.look_again(patience);
-            return flow;
-        }
-    }
     // Counted from when the way back began, not from when it was asked for: the operator may have been away, and its clock
     // may differ from the API server's. What was never recorded never had traffic.
     let begun = match &rollout {

@@ -23,6 +23,7 @@ pub use analysing::{ToJudge, to_judge};
 pub use command::{Command, CommandError, Verb, commanded};
 pub use decide::{Decide, at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
+pub use draft::IDLE;
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions, server};
 pub use schedule::{Schedule, schedule};

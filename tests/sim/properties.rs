@@ -91,10 +91,9 @@ pub fn sound(run: &Run) {
 /// Fails where a canary Ingress that was deleted was there again, leading anybody or not.
 pub fn stays_away(run: &Run) {
     let ingresses = run.log.iter().filter(|version| is_canary_ingress(version));
-    let mut afterwards = ingresses
-        .skip_while(|version| version.change != ChangeKind::Deleted)
-        .skip(1);
-    assert!(afterwards.next().is_none(), "it came back:\n{}", run.trace());
+    let mut from_then = ingresses.skip_while(|version| version.change != ChangeKind::Deleted);
+    assert!(from_then.next().is_some(), "it was never deleted:\n{}", run.trace());
+    assert!(from_then.next().is_none(), "it came back:\n{}", run.trace());
 }
 
 /// Every property that does not hold, in words; empty for a sound run.
