@@ -23,8 +23,9 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take to reach the API server at all.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// After so long without a word the kernel asks whether the other end is still there.
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// After so long without a word the kernel asks whether the other end is still there, and again, until [`DELIVERY_DEADLINE`]
+/// is over: oftener than that, so that one lost packet ends no watch.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// The kernel delivers what it was given for no longer than this, also after the call was given up: less than lies between the
 /// end of a term and the next leader's. A leader that was cut off had a write delivered 3 s after another led.
@@ -193,7 +194,6 @@ fn connector() -> HttpConnector {
     // a list.
     tcp.set_keepalive(Some(KEEPALIVE));
     tcp.set_keepalive_interval(Some(KEEPALIVE));
-    tcp.set_keepalive_retries(Some(2));
     #[cfg(target_os = "linux")]
     tcp.set_tcp_user_timeout(Some(DELIVERY_DEADLINE));
     tcp
@@ -264,6 +264,10 @@ mod tests {
         let stream = connector().call(uri.parse().unwrap()).await.unwrap().into_inner();
         let kernel = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
         assert_eq!(kernel, Some(DELIVERY_DEADLINE));
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
     }
 
     #[test]

@@ -94,8 +94,11 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     // again and again (a sweep found a storm of status writes).
     let follows = decision.release_finalizer || decision.answered;
     let told_last = differs && follows && is_recorded(latest.status.as_ref(), &decision.status);
-    if differs && !told_last {
-        latest = write_status(context, &latest, &decision).await?;
+    if !told_last {
+        if differs {
+            latest = write_status(context, &latest, &decision).await?;
+        }
+        tell(context, &release, &latest, &decision).await;
     }
     if decision.release_finalizer && latest.finalizers().iter().any(|f| f == FINALIZER) {
         latest = release_finalizer(context, &latest).await?;
@@ -105,29 +108,28 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     if told_last {
         latest = write_status(context, &latest, &decision).await?;
-    }
-    settings
-        .metrics
-        .observe(&namespace, &name, release.status.as_ref(), &decision);
-    for note in &decision.notes {
-        tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
-        if let Err(error) = publish(
-            &settings.client,
-            &latest,
-            note,
-            &settings.instance,
-            settings.clock.now(),
-        )
-        .await
-        {
-            tracing::warn!(namespace, name, %error, "event not recorded");
-        }
+        tell(context, &release, &latest, &decision).await;
     }
     if !decision.watching || at_rest(&latest, settings.clock.now()).is_some() {
         context.views.leave(&namespace, &name);
         context.judging.stop(&namespace, &name);
     }
     Ok(Action::requeue(decision.again))
+}
+
+/// Tells what was decided beside the status, as events and metrics: once, and not only if what follows goes well.
+async fn tell(context: &Context, before: &CanaryRelease, latest: &CanaryRelease, decision: &Decision) {
+    let settings = &context.settings;
+    let (namespace, name) = (latest.namespace().unwrap_or_default(), latest.name_any());
+    let metrics = &settings.metrics;
+    metrics.observe(&namespace, &name, before.status.as_ref(), decision);
+    for note in &decision.notes {
+        tracing::info!(namespace, name, reason = note.reason, "{}", note.message);
+        let now = settings.clock.now();
+        if let Err(error) = publish(&settings.client, latest, note, &settings.instance, now).await {
+            tracing::warn!(namespace, name, %error, "event not recorded");
+        }
+    }
 }
 
 /// Performs one write and remembers what it left, until the watch shows it.

@@ -339,16 +339,12 @@ impl View {
             .collect();
         let state = lock(&self.state);
         for ((_, name), written) in state.written.iter().filter(|((of, _), _)| *of == kind) {
-            // The watch may have shown more than the write before its answer was there.
-            if seen
-                .get(name)
-                .is_some_and(|cached| written.now.shown_by(cached.meta(), false))
-            {
-                continue;
-            }
             match &written.now {
                 Left::Object(object) => {
-                    if let Some(object) = convert(object) {
+                    let cached = seen.get(name).map(|cached| cached.meta());
+                    // The watch may have shown more than the write before its answer was there.
+                    let is_newer = cached.is_some_and(|cached| written.now.shown_by(cached, false));
+                    if !is_newer && let Some(object) = convert(object) {
                         seen.insert(name.clone(), Arc::new(object));
                     }
                 }

@@ -230,7 +230,10 @@ fn overdue(draft: &Draft<'_>, rules: &Rules, check: &CheckStatus) -> bool {
         .error_since
         .as_ref()
         .filter(|_| check.verdict == Some(Verdict::Error));
-    since.is_some_and(|since| draft.until(since.0, rules.error_deadline.after.get()).is_zero())
+    since.is_some_and(|since| {
+        let since = draft.counted_from(since.0.min(draft.now));
+        draft.until(since, rules.error_deadline.after.get()).is_zero()
+    })
 }
 
 fn find<'a>(draft: &'a Draft<'_>, asked: &str) -> Option<&'a CheckStatus> {

@@ -96,11 +96,12 @@ impl<'a> Draft<'a> {
     /// A time that lies ahead was told by another clock, this machine's before it was set or another machine's: it would hold
     /// the release for as long.
     fn count_what_lies_ahead_from_now(&mut self) {
+        let scaling = self.said(SCALING);
         let Some(rollout) = &mut self.status.rollout else {
             return;
         };
-        // A step waits from its end on, which does lie ahead; that is told anew.
-        let waiting = (rollout.stage != Stage::Stepping).then_some(&mut rollout.waiting_since);
+        // A step waits from its end on, which does lie ahead.
+        let waiting = (rollout.stage != Stage::Stepping || scaling).then_some(&mut rollout.waiting_since);
         let times = [
             &mut rollout.weight_since,
             &mut rollout.drained_since,

@@ -363,7 +363,7 @@ pub(super) fn end(
 pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     // By the API server's clock; the operator may have been away since.
     let asked = draft.seen.release.metadata.deletion_timestamp.as_ref();
-    let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0));
+    let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0.min(draft.now)));
     let patience = draft.until(asked, DELETION_DEADLINE);
     if !patience.is_zero()
         && let Some(flow) = carry_on(draft)

@@ -256,6 +256,7 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         draft.note(Level::Normal, "Promoting", message);
     }
     (rollout.stage, rollout.waiting_since) = (Stage::Finishing, MicroTime(draft.now));
+    rollout.replaced = true;
     let message = replacing(draft, &rollout);
     draft.say(Phase::Promoting, "ReplacingStable", message);
     draft.deadline(&rollout);

@@ -276,6 +276,23 @@ fn a_canary_ingress_deleted_before_it_was_seen_stays_away() {
 }
 
 #[test]
+fn a_canary_ingress_whose_deletion_no_watch_ever_shows_is_found_gone_at_the_next_step() {
+    lab(async |lab| {
+        lab.start(Scenario::Good);
+        lab.step("1/3").await;
+        lab.world.server.intercept(Events {
+            resource: "ingresses",
+            name: "shop-ingress-v2",
+            fate: EventFate::Drop,
+        });
+        lab.delete(&canary_ingress());
+        lab.ended().await;
+        assert_eq!(lab.status("rollout/reason"), "CanaryIngressGone");
+        assert!(lab.requests() < 50, "{} requests", lab.requests());
+    });
+}
+
+#[test]
 fn a_webhook_that_keeps_changing_the_canary_ingress_causes_no_storm() {
     lab(async |lab| {
         lab.start(Scenario::Good);

@@ -424,6 +424,8 @@ impl Case {
 
     /// Records a verdict.
     fn note(&mut self, finding: Finding, at: Timestamp, step: u32, look: &Look<'_>) {
+        // Prometheus has a clock of its own.
+        let at = at.min(look.now);
         let status = &mut self.status;
         let counts = match finding.verdict {
             Verdict::Breach => true,

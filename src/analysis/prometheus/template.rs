@@ -139,6 +139,14 @@ pub enum TemplateError {
         /// Which.
         placeholder: Placeholder,
     },
+    /// Where a range, a resolution or an offset belongs.
+    #[error("{place}: {word} is no length of time; one is written like 5m or 1h30m, or {{{{ interval }}}}")]
+    Length {
+        /// Where it begins.
+        place: Place,
+        /// As written.
+        word: String,
+    },
     /// Not PromQL.
     #[error("{place}: not PromQL from {near:?} on")]
     Syntax {
@@ -268,8 +276,11 @@ impl Scan {
     fn of(text: &str) -> Result<Self, TemplateError> {
         let mut scan = Self::default();
         let mut rest = text;
+        // Whether a length of time may be next.
+        let mut measures = false;
         while let Some(next) = rest.chars().next() {
             let offset = text.len() - rest.len();
+            measures &= next.is_whitespace() || next == '#' || is_word(next) || matches!(next, '+' | '-');
             if rest.starts_with("{{") {
                 let (placeholder, length) = placeholder(text, offset)?;
                 if placeholder != Placeholder::Interval {
@@ -289,12 +300,25 @@ impl Scan {
                     scan.ends.push(text.len() - rest.len());
                     continue;
                 }
-                c if is_word(c) => length_while(rest, is_word),
+                c if is_word(c) => {
+                    let length = length_while(rest, is_word);
+                    let word = rest.get(..length).unwrap_or(rest);
+                    if measures && !word.split(':').all(may_be_a_length) {
+                        let place = Place::of(text, offset);
+                        let word = word.chars().take(40).collect();
+                        return Err(TemplateError::Length { place, word });
+                    }
+                    measures = word.eq_ignore_ascii_case("offset") || (measures && word.ends_with(':'));
+                    length
+                }
                 c if is_comparison(c) => length_while(rest, is_comparison),
                 c => {
                     match c {
                         '(' => scan.open.push(')'),
-                        '[' => scan.open.push(']'),
+                        '[' => {
+                            measures = true;
+                            scan.open.push(']');
+                        }
                         '{' => scan.open.push('}'),
                         ')' | ']' | '}' => drop(scan.open.pop()),
                         _ => {}
@@ -360,6 +384,30 @@ fn is_word(c: char) -> bool {
 
 fn is_comparison(c: char) -> bool {
     matches!(c, '=' | '!' | '~' | '<' | '>')
+}
+
+/// What begins like a number must be one: the parser panics at a number of seconds that no `Duration` has, such as 1e30 or NaN
+/// (fuzzing).
+fn may_be_a_length(word: &str) -> bool {
+    const UNITS: [&str; 7] = ["y", "w", "d", "h", "m", "s", "ms"];
+    if ["inf", "nan"].iter().any(|number| word.eq_ignore_ascii_case(number)) {
+        return false;
+    }
+    let is_digit = |c: char| c.is_ascii_digit();
+    if word.chars().all(|c| is_digit(c) || c == '.') {
+        return word.split('.').next().is_none_or(|whole| whole.len() <= 15);
+    }
+    let mut rest = word;
+    while rest.starts_with(is_digit) {
+        rest = rest.trim_start_matches(is_digit);
+        let unit = length_while(rest, char::is_alphabetic);
+        if !rest.get(..unit).is_some_and(|unit| UNITS.contains(&unit)) {
+            return false;
+        }
+        rest = after(rest, unit);
+    }
+    // The rest is the parser's to refuse.
+    !rest.starts_with('.')
 }
 
 /// The placeholder that begins there, and its length.
@@ -544,6 +592,26 @@ mod tests {
                 "the query means nothing to Prometheus: unexpected identifier 'b' in label matching, expected string",
             ),
             ("x[m]", "line 1, column 3: not PromQL from \"m\" on"),
+            (
+                "rate(x[1e30])",
+                "line 1, column 8: 1e30 is no length of time; one is written like 5m or 1h30m, or {{ interval }}",
+            ),
+            (
+                "max_over_time(x[5m: # finer\n 99999999999999999999])",
+                "line 2, column 2: 99999999999999999999 is no length of time; one is written like 5m or 1h30m, or {{ interval }}",
+            ),
+            (
+                "x OFFSET -NaN",
+                "line 1, column 11: NaN is no length of time; one is written like 5m or 1h30m, or {{ interval }}",
+            ),
+            (
+                "x offset 1e+30",
+                "line 1, column 10: 1e is no length of time; one is written like 5m or 1h30m, or {{ interval }}",
+            ),
+            (
+                "rate(x[0xffffffffffffffffff])",
+                "line 1, column 8: 0xffffffffffffffffff is no length of time; one is written like 5m or 1h30m, or {{ interval }}",
+            ),
             ("größe > 1", "line 1, column 1: not PromQL from \"größe\" on"),
             ("x / größe", "line 1, column 5: not PromQL from \"größe\" on"),
             ("SELECT 1", "line 1, column 8: not PromQL from \"1\" on"),
@@ -595,6 +663,19 @@ mod tests {
         }
         let long = "x ".repeat(LONGEST_QUERY);
         assert_eq!(Template::parse(&long), Err(TemplateError::TooLong(long.len())));
+    }
+
+    #[test]
+    fn a_number_of_seconds_is_a_length_of_time_and_any_number_is_one_elsewhere() {
+        for query in [
+            "rate(x[300])",
+            "x offset -5m > 1e30",
+            "sum(x offset 1.5) / 0x1f",
+            "max_over_time(x[1h30m:90])",
+            "x{offset=\"1\"} + NaN",
+        ] {
+            assert_eq!(Template::parse(query).map(drop), Ok(()), "{query}");
+        }
     }
 
     #[test]
