@@ -279,7 +279,10 @@ fn a_canary_ingress_deleted_before_it_was_seen_stays_away() {
 fn a_canary_ingress_whose_deletion_no_watch_ever_shows_is_found_gone_at_the_next_step() {
     lab(async |lab| {
         lab.start(Scenario::Good);
+        // Requests would tell.
+        lab.edit_release(|r| r["spec"]["analysis"] = json!({"checks": []}));
         lab.step("1/3").await;
+        lab.quiet();
         lab.world.server.intercept(Events {
             resource: "ingresses",
             name: "shop-ingress-v2",
