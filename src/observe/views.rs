@@ -41,6 +41,28 @@ pub type Merged = Result<serde_json::Value, String>;
 /// How long an answer is taken to hold: what refuses a merge may be a policy, which changes unseen.
 const ANSWERS_HOLD: Duration = Duration::from_secs(60);
 
+/// For so long a refusal may pass: an API server that starts refuses what it does not know yet to be granted. A soak test
+/// had a release told `Stalled` by that.
+const IN_PASSING: Duration = Duration::from_secs(5);
+
+/// Refusals further apart are not of the same trouble: a watch is tried again sooner.
+const APART: Duration = Duration::from_secs(15);
+
+/// The first and the last of some refusals in a row.
+#[derive(Default)]
+struct Refusals(Option<(Instant, Instant)>);
+
+impl Refusals {
+    /// How long they have gone on.
+    fn one_more(&mut self) -> Duration {
+        let now = Instant::now();
+        let in_a_row = self.0.filter(|(_, last)| now.duration_since(*last) < APART);
+        let first = in_a_row.map_or(now, |(first, _)| first);
+        self.0 = Some((first, now));
+        now.duration_since(first)
+    }
+}
+
 /// The watched namespaces.
 pub struct Views {
     client: Client,
@@ -437,12 +459,15 @@ impl Waker {
             .retain(|(of, _), written| Some(*of) != kind || written.number > asked);
     }
 
-    fn broke(&self, resource: &str, error: &watcher::Error) {
+    fn broke(&self, resource: &str, error: &watcher::Error, refusals: &mut Refusals) {
         tracing::warn!(namespace = self.namespace, resource, %error, "watch interrupted");
         if let watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error
             && status.code == 403
         {
+            if refusals.one_more() < IN_PASSING {
+                return;
+            }
             let refused = status.message.clone();
             lock(&self.state).broken.insert(resource.to_owned(), refused);
             self.wake_all();
@@ -466,7 +491,7 @@ where
     let mut writer = Writer::<K>::new(dyntype);
     let store = writer.as_reader();
     let slim = |object: &mut K| object.meta_mut().managed_fields = None;
-    let mut asked = 0;
+    let (mut asked, mut refusals) = (0, Refusals::default());
     let tell = move |event: watcher::Result<watcher::Event<K>>| {
         if let Ok(event) = &event {
             writer.apply_watcher_event(event);
@@ -486,7 +511,7 @@ where
                 waker.listed(kind, &resource, asked);
                 waker.wake_all();
             }
-            Err(error) => waker.broke(&resource, &error),
+            Err(error) => waker.broke(&resource, &error, &mut refusals),
         }
     };
     watches.spawn(watch_on(api, config, slim, tell));

@@ -9,8 +9,9 @@ use canary_operator::rehearse::{
     actors::behaviour::Answers,
     server::{
         error,
-        intercept::{Before, Interceptor, NoFaults},
+        intercept::{Before, EventFate, Interceptor, NoFaults},
         routes::Call,
+        store::Version,
     },
 };
 
@@ -127,4 +128,52 @@ fn what_is_made_for_another_try_is_not_taken_for_what_was_kept() {
         lab.until("promoted", |lab| lab.status("phase") == "Promoted").await;
     });
     assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+}
+
+/// Watches of endpoints end, and no role allows another.
+struct Unwatchable;
+
+impl Interceptor for Unwatchable {
+    fn before(&self, call: &Call) -> Before {
+        match is_operator(&call.client) && call.verb == "watch" && call.resource.plural == "endpointslices" {
+            true => Before::Answer(error::forbidden(&call.key(), "no role allows it")),
+            false => Before::Pass,
+        }
+    }
+
+    fn event(&self, watch: &Call, version: &Version) -> EventFate {
+        match is_operator(&watch.client) && version.key.resource.plural == "endpointslices" {
+            true => EventFate::Cut,
+            false => EventFate::Deliver,
+        }
+    }
+}
+
+/// A soak test had a release told `Stalled` by an API server that had just started.
+#[test]
+fn a_watch_that_is_refused_in_passing_is_not_told_and_one_that_stays_refused_is() {
+    for in_passing in [true, false] {
+        let run = lab(async |lab| {
+            lab.start(Scenario::Good);
+            lab.step("1/3").await;
+            lab.world.server.intercept(Unwatchable);
+            let refused = |lab: &Lab| lab.world.server.records().iter().any(|record| record.code == 403);
+            lab.until("refused", refused).await;
+            lab.pass(3).await;
+            assert_ne!(lab.reason(), "Forbidden");
+            if in_passing {
+                lab.world.server.intercept(NoFaults);
+                for _ in 0..30 {
+                    lab.pass(1).await;
+                    assert_ne!(lab.reason(), "Forbidden");
+                }
+            } else {
+                lab.until("told", |lab| lab.reason() == "Forbidden").await;
+                lab.world.server.intercept(NoFaults);
+            }
+            lab.ended().await;
+        });
+        properties::sound(&run);
+        assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+    }
 }
