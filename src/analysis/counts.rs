@@ -301,6 +301,15 @@ impl Side {
     }
 }
 
+/// When requests to each version were last counted: the end of the last round that found more of them than the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Led {
+    /// To version 1.
+    pub stable: Option<Timestamp>,
+    /// To version 2, through whichever Ingress.
+    pub canary: Option<Timestamp>,
+}
+
 /// What a release's requests came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counts {
@@ -324,6 +333,8 @@ pub struct Counts {
     pub canary: Side,
     /// Requests to version 2 through others.
     pub elsewhere: u64,
+    /// When requests were last led to each.
+    pub led: Led,
 }
 
 /// Adds up the requests of one release.
@@ -357,6 +368,7 @@ impl Counter {
                 stable: Side::default(),
                 canary: Side::default(),
                 elsewhere: 0,
+                led: Led::default(),
             },
             counted: false,
             pods: HashMap::new(),
@@ -384,6 +396,7 @@ impl Counter {
             let exists = |uid: &str| round.unready.contains(uid) || round.answers.iter().any(|a| a.uid == uid);
             self.pods.retain(|uid, _| exists(uid));
         }
+        let before = self.totals();
         for Answer { uid, started, scrape } in round.answers {
             match scrape {
                 Ok(scrape) => {
@@ -396,6 +409,24 @@ impl Counter {
                 }
             }
         }
+        let (stable, canary) = self.totals();
+        if stable > before.0 {
+            self.counts.led.stable = Some(round.ended);
+        }
+        if canary > before.1 {
+            self.counts.led.canary = Some(round.ended);
+        }
+    }
+
+    /// Requests to version 1, and to version 2.
+    fn totals(&self) -> (u64, u64) {
+        let Counts {
+            stable,
+            canary,
+            elsewhere,
+            ..
+        } = &self.counts;
+        (stable.total(), canary.total().saturating_add(*elsewhere))
     }
 
     fn answered(&mut self, uid: String, started: Option<Timestamp>, readings: &[Reading]) {
@@ -658,6 +689,28 @@ mod tests {
             }
         );
         assert_eq!(counts.elsewhere, 9 + 10);
+    }
+
+    #[test]
+    fn when_requests_were_last_led_to_a_version_is_the_end_of_the_last_round_that_found_more() {
+        let mut counter = Counter::new(at(0));
+        let mut led = |second, values: [u64; 3]| {
+            let versions = [Version::Stable, Version::Canary, Version::Elsewhere];
+            let readings: Vec<_> = (versions.into_iter().zip(values).zip(1..))
+                .map(|((version, value), series)| Reading {
+                    version,
+                    ..reading(series, value)
+                })
+                .collect();
+            counter.add(round(second, &[said("a", -100, &readings)]));
+            let led = counter.counts().unwrap().led;
+            (led.stable, led.canary)
+        };
+        assert_eq!(led(1, [7, 7, 7]), (None, None), "a baseline says nothing");
+        assert_eq!(led(2, [8, 7, 7]), (Some(at(2)), None));
+        assert_eq!(led(3, [8, 8, 7]), (Some(at(2)), Some(at(3))));
+        assert_eq!(led(4, [8, 8, 7]), (Some(at(2)), Some(at(3))));
+        assert_eq!(led(5, [8, 8, 9]), (Some(at(2)), Some(at(5))));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use canary_operator::{
         scraper,
     },
     api::Duration,
-    cluster::{SteadyClock, SystemClock, Term, connect},
+    cluster::{Contact, SteadyClock, SystemClock, Term, connect},
     controller::{self, Settings, Sources},
     leader::{Elector, Standing, Timing},
     release::decide,
@@ -133,12 +133,12 @@ async fn operate(options: Options) -> Result<(), RunError> {
         })?,
         None => Servers::default(),
     };
-    let (config, term) = (Config::infer().await?, Term::none());
-    let client = connect(&config, &metrics.api, &term)?;
     let wall = SystemClock;
     #[cfg(debug_assertions)]
     let wall = WrongClock::from_environment(wall);
     let clock = Arc::new(SteadyClock::new(wall));
+    let (config, term, contact) = (Config::infer().await?, Term::none(), Contact::new(clock.clone()));
+    let client = connect(&config, &metrics.api, &term, &contact)?;
     let prometheus = Prometheus::new(Arc::new(servers), clock.clone());
     let controllers = scraper::Settings {
         namespace: Some(options.controller_namespace).filter(|namespace| !namespace.is_empty()),
@@ -157,6 +157,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
             prometheus: Some(prometheus.clone()),
         },
         client,
+        contact: contact.clone(),
         clock,
         routing: Arc::new(IngressNginx {
             prefix: options.annotations_prefix,
@@ -181,7 +182,7 @@ async fn operate(options: Options) -> Result<(), RunError> {
         names => names.iter().cloned().map(Some).collect(),
     };
     // Renewing is what makes a term, so it is not bound to one.
-    let unbound = connect(&config, &metrics.api, &Term::unlimited())?;
+    let unbound = connect(&config, &metrics.api, &Term::unlimited(), &contact)?;
     let (standing, stands) = watch::channel(Standing::Unknown("the Lease was not read yet".to_owned()));
     let elector = Elector {
         leases: match &options.lease_namespace {

@@ -1,7 +1,7 @@
 //! A client whose every call is counted and bounded.
 
 use super::{
-    Fence, Term,
+    Contact, Fence, Term,
     around::{Answer, Around, Wrap},
 };
 use http::{Method, Request};
@@ -19,6 +19,10 @@ use tower::{BoxError, ServiceBuilder};
 
 /// No call takes longer.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For so long a refusal may pass: an API server that starts refuses what it does not know yet to be granted. A soak test
+/// had releases told `Stalled` by that.
+pub const IN_PASSING: Duration = Duration::from_secs(5);
 
 /// How long it may take to reach the API server at all.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -199,12 +203,12 @@ fn connector() -> HttpConnector {
     tcp
 }
 
-/// A client for a real cluster, whose writes are bound to a term. As kube's own, but for the connector, and without its
+/// A client for a real cluster, whose writes are bound to a term, and which tells `contact` how it fares. As kube's own, but for the connector, and without its
 /// retries, which would block one call for up to six minutes.
 ///
 /// # Errors
 /// Where the configuration cannot be used, such as an unreadable CA file or a proxy.
-pub fn connect(config: &Config, metrics: &ApiMetrics, term: &Term) -> kube::Result<Client> {
+pub fn connect(config: &Config, metrics: &ApiMetrics, term: &Term, contact: &Contact) -> kube::Result<Client> {
     if let Some(proxy) = &config.proxy_url {
         return Err(kube::Error::ProxyProtocolUnsupported {
             proxy_url: Box::new(proxy.clone()),
@@ -222,6 +226,7 @@ pub fn connect(config: &Config, metrics: &ApiMetrics, term: &Term) -> kube::Resu
         .with_layer(&Wrap(Metered {
             metrics: metrics.clone(),
         }))
+        .with_layer(&Wrap(contact.clone()))
         .with_layer(&Wrap(Fence { term: term.clone() }));
     #[cfg(debug_assertions)]
     let client = client.with_layer(&Wrap(super::faults::Fatal::from_environment()));
@@ -231,6 +236,8 @@ pub fn connect(config: &Config, metrics: &ApiMetrics, term: &Term) -> kube::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::SystemClock;
+    use std::sync::Arc;
     use tower::Service;
 
     #[test]
@@ -262,9 +269,9 @@ mod tests {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("https://{}", server.local_addr().unwrap());
         let stream = connector().call(uri.parse().unwrap()).await.unwrap().into_inner();
-        let kernel = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
-        assert_eq!(kernel, Some(DELIVERY_DEADLINE));
         let socket = socket2::SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(DELIVERY_DEADLINE));
+        // Nor is a watch open to who is gone.
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
@@ -275,7 +282,10 @@ mod tests {
         let mut config = Config::new("https://example.org".parse().unwrap());
         config.proxy_url = Some("http://proxy.example.org".parse().unwrap());
         let metrics = ApiMetrics::register(&Registry::new()).unwrap();
-        let refused = connect(&config, &metrics, &Term::none()).err().unwrap().to_string();
+        let refused = connect(&config, &metrics, &Term::none(), &Contact::new(Arc::new(SystemClock)))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(refused.contains("proxy.example.org"), "{refused}");
     }
 

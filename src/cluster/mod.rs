@@ -1,8 +1,10 @@
-//! The cluster as seen from the operator: the client, its deadlines and its fence, the clock, the watches, the writes.
+//! The cluster as seen from the operator: the client, its deadlines and its fence, whether it is in reach, the clock, the
+//! watches, the writes.
 
 mod around;
 mod client;
 mod clock;
+mod contact;
 mod events;
 #[cfg(debug_assertions)]
 mod faults;
@@ -11,11 +13,12 @@ mod watches;
 mod writes;
 
 pub use around::Wrap;
-pub use client::{ApiMetrics, CALL_DEADLINE, CallError, Metered, bounded, connect};
+pub use client::{ApiMetrics, CALL_DEADLINE, CallError, IN_PASSING, Metered, bounded, connect};
 pub use clock::{Clock, SteadyClock, SystemClock};
+pub use contact::{Contact, Outage};
 pub use events::publish;
 #[cfg(debug_assertions)]
 pub use faults::WrongClock;
 pub use term::{Fence, NotLeading, Term};
 pub use watches::watch_on;
-pub use writes::{Applied, FIELD_MANAGER, object_ref, perform};
+pub use writes::{Applied, object_ref, patch_params, perform, post_params};

@@ -10,7 +10,25 @@ use kube::{
 use serde_json::{Value, json};
 
 /// Name under which the API server records who wrote a field.
-pub const FIELD_MANAGER: &str = "canary-operator";
+const FIELD_MANAGER: &str = "canary-operator";
+
+/// How objects are created and replaced: in the operator's name.
+#[must_use]
+pub fn post_params() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// How objects are patched: in the operator's name.
+#[must_use]
+pub fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
 
 /// What a write left.
 #[derive(Clone, Debug)]
@@ -39,18 +57,11 @@ pub fn object_ref(kind: Kind) -> ApiResource {
 pub async fn perform(client: &Client, namespace: &str, write: &Write) -> Result<Applied, CallError> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &object_ref(write.kind));
     let name = &write.name;
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..Default::default()
-    };
+    let params = patch_params();
     let stored = match &write.op {
         Op::Create(object) => {
             let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
-            let params = PostParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..Default::default()
-            };
-            bounded(api.create(&params, &object)).await?
+            bounded(api.create(&post_params(), &object)).await?
         }
         Op::Merge { version, patch } => bounded(api.patch(name, &params, &Patch::Merge(at(version, patch)))).await?,
         Op::StrategicMerge { version, patch } => {

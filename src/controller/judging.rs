@@ -7,7 +7,7 @@ use crate::{
     },
     api::{CanaryRelease, CheckKind, Query, Source},
     observe::{View, Wake},
-    release::{server, to_judge},
+    release::{Settling, server, to_judge},
     routing::Routing,
 };
 use jiff::Timestamp;
@@ -18,6 +18,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+/// While requests are taken away from version 2, pods wait for what is counted.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// Who counts requests and answers queries.
 #[derive(Clone, Default)]
@@ -144,11 +147,11 @@ impl Judging {
         release: &CanaryRelease,
         view: &View,
         routing: &dyn Routing,
-        settle: Duration,
+        settling: &Settling,
         now: Timestamp,
     ) -> Judged {
         let key = (release.namespace().unwrap_or_default(), release.name_any());
-        let Some(asked) = to_judge(release, &view.ingresses(), routing, settle) else {
+        let Some(asked) = to_judge(release, &view.ingresses(), routing, settling) else {
             self.stop(&key.0, &key.1);
             return Judged::default();
         };
@@ -198,7 +201,8 @@ impl Judging {
         };
         let judged = entry.judge.look(&look);
         if let Ok(counter) = &entry.counter {
-            counter.every(entry.judge.pace(&look));
+            let pace = if asked.drains { OFTEN } else { entry.judge.pace(&look) };
+            counter.every(pace);
         }
         judged
     }

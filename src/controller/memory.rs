@@ -39,6 +39,8 @@ struct Entry {
     not_before: Option<Instant>,
     /// When a failure was last told.
     told: Option<Instant>,
+    /// Since when rounds have been refused.
+    refused_since: Option<Instant>,
 }
 
 impl Entry {
@@ -49,6 +51,7 @@ impl Entry {
             && self.failures == 0
             && self.stumbles_since.is_none()
             && self.told.is_none()
+            && self.refused_since.is_none()
     }
 
     /// Counts a failed round against the pace of the next ones.
@@ -119,6 +122,7 @@ impl Memory {
         self.change(namespace, name, |entry| {
             entry.failures = 0;
             entry.told = None;
+            entry.refused_since = None;
             let long_ago = |since: Instant| since.elapsed() > STUMBLES.1;
             if entry.stumbles_since.is_some_and(long_ago) {
                 (entry.stumbles, entry.stumbles_since, entry.not_before) = (0, None, None);
@@ -136,6 +140,14 @@ impl Memory {
                 entry.told = Some(now);
             }
             may
+        })
+    }
+
+    /// For how long every round was refused, with this one.
+    pub fn refused(&self, namespace: &str, name: &str) -> Duration {
+        self.change(namespace, name, |entry| {
+            let now = Instant::now();
+            now.duration_since(*entry.refused_since.get_or_insert(now))
         })
     }
 

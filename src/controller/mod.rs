@@ -7,7 +7,7 @@ mod round;
 
 use crate::{
     api::CanaryRelease,
-    cluster::{CallError, Clock},
+    cluster::{CallError, Clock, Contact},
     observe::Views,
     release::{Decide, IDLE, at_rest},
     routing::Routing,
@@ -51,6 +51,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 pub struct Settings {
     /// The API server.
     pub client: Client,
+    /// Whether it was in reach.
+    pub contact: Contact,
     /// Wall-clock time.
     pub clock: Arc<dyn Clock>,
     /// How the traffic backend is told.

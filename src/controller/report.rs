@@ -3,13 +3,13 @@
 use super::{Context, Guarded, RoundError, round::replace_status};
 use crate::{
     api::{CanaryRelease, Phase, conditions as types, set_condition},
-    cluster::{CallError, FIELD_MANAGER, bounded, object_ref, publish},
+    cluster::{CallError, IN_PASSING, bounded, object_ref, patch_params, publish},
     release::{Kind, Level, Note},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, ObjectMeta, Patch, PatchParams},
+    api::{DynamicObject, ObjectMeta, Patch},
 };
 use serde_json::{Value, json};
 
@@ -73,19 +73,23 @@ fn failed_conditions(context: &Context, reason: &str, message: &str) -> [Conditi
 /// A round that the API server refused: retrying alone does not mend it, so that it is told.
 pub(super) async fn failed(context: &Context, object: &Guarded, error: &RoundError) {
     let Ok(release) = &object.0 else { return };
+    let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
     let (reason, remedy) = match error {
         RoundError::Call(call) if call.is_forbidden() => {
+            if context.memory.refused(&namespace, &name) < IN_PASSING {
+                return;
+            }
             ("Forbidden", "grant the operator this right (docs/install.md)")
         }
         RoundError::Call(call) if call.refusal().is_some() => ("Refused", "see the message of the API server"),
         RoundError::Call(_) => return,
         RoundError::Panicked => ("InternalError", "report it with the operator's log"),
     };
-    let release = context.memory.newest(&release.namespace().unwrap_or_default(), release);
+    let release = context.memory.newest(&namespace, release);
     let message =
         format!("{error}; no more requests are led to version 2 meanwhile, and the operator tries again: {remedy}");
     if let Err(error) = stalled(context, &release, reason, &message).await {
-        tracing::warn!(name = release.name_any(), %error, "status not written");
+        tracing::warn!(namespace, name, %error, "status not written");
     }
 }
 
@@ -110,11 +114,7 @@ pub(super) async fn undecodable(context: &Context, metadata: &ObjectMeta, error:
         "metadata": {"resourceVersion": object.resource_version()},
         "status": {"phase": Phase::Stalled, "message": message, "conditions": conditions},
     });
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    bounded(api.patch_status(&name, &params, &Patch::Merge(patch))).await?;
+    bounded(api.patch_status(&name, &patch_params(), &Patch::Merge(patch))).await?;
     tracing::warn!(namespace, name, error, "CanaryRelease cannot be read");
     Ok(())
 }

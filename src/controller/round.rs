@@ -3,13 +3,13 @@
 use super::{Context, RoundError, report};
 use crate::{
     api::{ANNOTATION_COMMAND, CanaryRelease, CanaryReleaseStatus, FINALIZER, Stage, Verdict, conditions},
-    cluster::{Applied, CallError, FIELD_MANAGER, bounded, object_ref, perform, publish},
+    cluster::{Applied, CallError, bounded, object_ref, patch_params, perform, post_params, publish},
     observe::{Others, View, ask_ready, observe},
-    release::{Decision, Kind, Op, Write, at_rest},
+    release::{Decision, Kind, Op, Settling, Write, at_rest},
 };
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DynamicObject, Patch, PostParams},
     runtime::controller::Action,
 };
 use serde_json::{Value, json};
@@ -36,11 +36,15 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     }
     let settings = &context.settings;
     let others = others(context, &release);
+    let settling = Settling {
+        time: settings.settle,
+        outage: settings.contact.last_outage(),
+    };
     let judged = context.judging.look(
         &release,
         &view,
         settings.routing.as_ref(),
-        settings.settle,
+        &settling,
         settings.clock.now(),
     );
     let mut seen = observe(
@@ -55,6 +59,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     seen.judged = judged;
     seen.servers = context.judging.servers();
     seen.led_since = context.led_since;
+    seen.outage = settling.outage;
     seen.drained_since = context.memory.drained_since(&namespace, &name);
     let turn = context.playing.try_lock().ok();
     seen.may_play = turn.is_some();
@@ -272,7 +277,7 @@ pub(super) async fn replace_status(
     wanted.status = status;
     let params = PostParams {
         dry_run,
-        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..post_params()
     };
     let written = bounded(api.replace_status(&latest.name_any(), &params, &wanted)).await;
     if written.as_ref().is_err_and(CallError::is_conflict) {
@@ -316,11 +321,7 @@ async fn patch_metadata(
     if let Some(metadata) = patch.pointer_mut("/metadata").and_then(Value::as_object_mut) {
         metadata.insert("resourceVersion".to_owned(), json!(latest.resource_version()));
     }
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let written = bounded(api.patch(&latest.name_any(), &params, &Patch::Merge(patch))).await;
+    let written = bounded(api.patch(&latest.name_any(), &patch_params(), &Patch::Merge(patch))).await;
     if written.as_ref().is_err_and(CallError::is_conflict) {
         read_again(context, latest).await;
     }

@@ -1,4 +1,4 @@
-use crate::cluster::{CallError, Clock, FIELD_MANAGER, Term, bounded};
+use crate::cluster::{CallError, Clock, Term, bounded, post_params};
 use futures::{StreamExt, stream::BoxStream};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    api::ObjectMeta,
     runtime::{WatchStreamExt, watcher, watcher::watch_object},
 };
 use std::{sync::Arc, time::Duration};
@@ -229,14 +229,14 @@ impl Elector {
                     metadata,
                     spec: Some(spec),
                 };
-                bounded(self.leases.create(&params(), &lease)).await?
+                bounded(self.leases.create(&post_params(), &lease)).await?
             }
             Some(seen) => {
                 let lease = Lease {
                     metadata: seen.metadata.clone(),
                     spec: Some(spec),
                 };
-                bounded(self.leases.replace(&self.name, &params(), &lease)).await?
+                bounded(self.leases.replace(&self.name, &post_params(), &lease)).await?
             }
         };
         let until = sent + self.timing.renew;
@@ -286,7 +286,7 @@ impl Elector {
         if let Some(spec) = &mut lease.spec {
             spec.renew_time = Some(MicroTime(self.clock.now()));
         }
-        self.leases.replace(&self.name, &params(), &lease).await
+        self.leases.replace(&self.name, &post_params(), &lease).await
     }
 
     /// Lets the next one take over at once. Where that fails it takes over in its time.
@@ -296,7 +296,7 @@ impl Elector {
             spec.holder_identity = None;
             spec.renew_time = Some(MicroTime(self.clock.now()));
         }
-        match bounded(self.leases.replace(&self.name, &params(), &lease)).await {
+        match bounded(self.leases.replace(&self.name, &post_params(), &lease)).await {
             Ok(_) => tracing::info!(lease = self.name, "the Lease is free"),
             Err(error) => tracing::warn!(lease = self.name, %error, "the Lease is not given up; it runs out"),
         }
@@ -305,13 +305,6 @@ impl Elector {
 
 fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref()
-}
-
-fn params() -> PostParams {
-    PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    }
 }
 
 async fn until(at: Option<Instant>) {

@@ -104,6 +104,14 @@ fn replica(server: &ApiServer, name: &str) -> Replica {
     Replica::start(server, name, Timing::default(), SignedDuration::ZERO)
 }
 
+async fn leader_and_follower(server: &ApiServer) -> (Replica, Replica) {
+    let mut first = replica(server, "a");
+    first.until(Standing::Leading).await;
+    let mut second = replica(server, "b");
+    second.until(Standing::Following("a".to_owned())).await;
+    (first, second)
+}
+
 fn with_server<F: Future<Output = ()>>(body: impl FnOnce(ApiServer) -> F) {
     runtime()
         .unwrap()
@@ -117,10 +125,7 @@ fn lease() -> Key {
 #[test]
 fn one_leads_and_the_other_follows_it() {
     with_server(|server| async move {
-        let mut first = replica(&server, "a");
-        first.until(Standing::Leading).await;
-        let mut second = replica(&server, "b");
-        second.until(Standing::Following("a".to_owned())).await;
+        let (first, second) = leader_and_follower(&server).await;
         sleep(600 * SECOND).await;
         assert!(first.leads() && !second.leads());
         let lease = server.get(&lease()).unwrap();
@@ -137,10 +142,7 @@ fn one_leads_and_the_other_follows_it() {
 #[test]
 fn a_leader_that_ends_makes_way_at_once() {
     with_server(|server| async move {
-        let mut first = replica(&server, "a");
-        first.until(Standing::Leading).await;
-        let mut second = replica(&server, "b");
-        second.until(Standing::Following("a".to_owned())).await;
+        let (mut first, mut second) = leader_and_follower(&server).await;
         sleep(30 * SECOND).await;
         let ended = Instant::now();
         first.stop();
@@ -154,10 +156,7 @@ fn a_leader_that_ends_makes_way_at_once() {
 fn a_leader_that_is_killed_is_followed_within_20_seconds_and_not_before_its_term_is_over() {
     for late in 0..20 {
         with_server(|server| async move {
-            let mut first = replica(&server, "a");
-            first.until(Standing::Leading).await;
-            let mut second = replica(&server, "b");
-            second.until(Standing::Following("a".to_owned())).await;
+            let (first, mut second) = leader_and_follower(&server).await;
             sleep(30 * SECOND + late * SECOND / 4).await;
             let end = first.term.end_of_writes().unwrap().unwrap();
             let killed = Instant::now();
@@ -184,10 +183,7 @@ impl Interceptor for Cut {
 #[test]
 fn a_leader_that_is_cut_off_writes_no_more_before_another_does() {
     with_server(|server| async move {
-        let mut first = replica(&server, "a");
-        first.until(Standing::Leading).await;
-        let mut second = replica(&server, "b");
-        second.until(Standing::Following("a".to_owned())).await;
+        let (mut first, mut second) = leader_and_follower(&server).await;
         let cut = Instant::now();
         server.intercept(Cut("a"));
         while first.leads() {
@@ -355,10 +351,7 @@ fn two_leaders_are_found_where_a_lease_is_shorter_than_the_term_that_it_gives() 
 #[test]
 fn a_lease_that_somebody_deletes_is_not_taken_before_its_leader_has_noticed() {
     with_server(|server| async move {
-        let mut first = replica(&server, "a");
-        first.until(Standing::Leading).await;
-        let mut second = replica(&server, "b");
-        second.until(Standing::Following("a".to_owned())).await;
+        let (first, second) = leader_and_follower(&server).await;
         for _ in 0..100 {
             sleep(SECOND * 7 / 3).await;
             server.delete(&lease(), &Default::default()).unwrap();

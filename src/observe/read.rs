@@ -69,6 +69,7 @@ pub async fn observe(
         judged: Judged::default(),
         drained_since: None,
         led_since: Timestamp::MIN,
+        outage: None,
         rivals: others.rivals,
         busy: others.busy,
         survey: None,
@@ -152,7 +153,7 @@ async fn log_line(client: &Client, release: &CanaryRelease, found: &super::Failu
         limit_bytes: Some(16 * 1024),
         ..Default::default()
     };
-    let why = match timeout(LOG_DEADLINE, pods.logs(&found.pod, &params)).await {
+    let why = match timeout(LOG_DEADLINE, bounded(pods.logs(&found.pod, &params))).await {
         Ok(Ok(log)) => return last_line(&log),
         Ok(Err(error)) => error.to_string(),
         Err(late) => late.to_string(),

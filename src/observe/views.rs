@@ -4,7 +4,7 @@
 use super::Survey;
 use crate::{
     api::{CanaryRelease, LABEL_RELEASE},
-    cluster::watch_on,
+    cluster::{IN_PASSING, watch_on},
     release::Kind,
 };
 use futures::channel::mpsc::UnboundedSender;
@@ -40,10 +40,6 @@ pub type Merged = Result<serde_json::Value, String>;
 
 /// How long an answer is taken to hold: what refuses a merge may be a policy, which changes unseen.
 const ANSWERS_HOLD: Duration = Duration::from_secs(60);
-
-/// For so long a refusal may pass: an API server that starts refuses what it does not know yet to be granted. A soak test
-/// had a release told `Stalled` by that.
-const IN_PASSING: Duration = Duration::from_secs(5);
 
 /// Refusals further apart are not of the same trouble: a watch is tried again sooner.
 const APART: Duration = Duration::from_secs(15);

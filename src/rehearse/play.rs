@@ -11,7 +11,7 @@ use super::{
 use crate::{
     analysis::{Scraper, scraper},
     api::{ANNOTATION_COMMAND, CanaryRelease, Outcome, Stage},
-    cluster::{Clock, Fence, Metered, Term, Wrap},
+    cluster::{Clock, Contact, Fence, Metered, Term, Wrap},
     controller::{self, Settings, Sources},
     release::{Command, Verb, commanded, decide, schedule},
     render::promotion_patch,
@@ -102,7 +102,7 @@ impl Clock for super::clock::VirtualClock {
 }
 
 /// Settings with which the real controller runs against a rehearsed API server, and counts what passes through `nginx`,
-/// so often at most; its writes are bound to `term`, and `clock` tells it the time.
+/// so often at most; its writes are bound to `term`, `contact` learns how it fares, and `clock` tells it the time.
 ///
 /// # Errors
 /// Never in practice: the metrics' names are constants.
@@ -112,6 +112,7 @@ pub fn settings(
     settle: Duration,
     interval: Duration,
     term: &Term,
+    contact: &Contact,
     clock: Arc<dyn Clock>,
 ) -> Result<Settings, prometheus::Error> {
     let metrics = Metrics::new()?;
@@ -119,6 +120,7 @@ pub fn settings(
         .with_layer(&Wrap(Metered {
             metrics: metrics.api.clone(),
         }))
+        .with_layer(&Wrap(contact.clone()))
         .with_layer(&Wrap(Fence { term: term.clone() }))
         .build();
     let controllers = scraper::Settings {
@@ -132,6 +134,7 @@ pub fn settings(
             prometheus: None,
         },
         client,
+        contact: contact.clone(),
         clock,
         routing: Arc::new(IngressNginx::default()),
         decide,
@@ -158,13 +161,15 @@ pub fn play(manifests: Vec<Value>, script: &Script, out: &mut dyn Write) -> Resu
         let long = releases.iter().any(|(_, release)| length(release) > LONG);
         let interval = if long { LOOSELY } else { CLOSELY };
         world.traffic(script.traffic, interval);
+        let clock = Arc::new(world.server.clock());
         let settings = settings(
             &world.server,
             &world.nginx,
             Duration::from_secs(6),
             interval,
             &Term::unlimited(),
-            Arc::new(world.server.clock()),
+            &Contact::new(clock.clone()),
+            clock,
         )?;
         world.spawn(controller::run(settings, None, std::future::pending()));
         let mut outcome = Err(PlayError::NoRelease);

@@ -1,13 +1,15 @@
 //! What follows from the verdicts on version 2: the weight stays, the release goes on, or version 1 gets all requests back.
 
 use super::{
-    Level, Schedule,
+    Level, Schedule, Settling,
     draft::{Draft, Flow},
     ending,
 };
 use crate::{
     analysis::{InForce, Interest, Rules},
-    api::{CanaryRelease, CheckKind, CheckStatus, ErrorAction, NoData, Outcome, Rollout, Stage, Verdict, Weight},
+    api::{
+        CanaryRelease, CheckKind, CheckStatus, ErrorAction, NoData, Outcome, Rollout, Source, Stage, Verdict, Weight,
+    },
     routing::{Routing, ports},
 };
 use k8s_openapi::{api::networking::v1::Ingress, apimachinery::pkg::apis::meta::v1::MicroTime};
@@ -36,33 +38,42 @@ pub struct ToJudge {
     pub rules: Rules,
     /// Under which weight; nothing while version 2 gets none.
     pub in_force: Option<InForce>,
+    /// Whether requests are being taken away from version 2: then all that matters is whether some are still led there.
+    pub drains: bool,
 }
 
 /// What of a release is to be counted and judged now. Counting begins before version 2 gets requests: the traffic of
-/// version 1 tells what the release can find.
+/// version 1 tells what the release can find. It ends when no controller leads any there.
 #[must_use]
 pub fn to_judge(
     release: &CanaryRelease,
     ingresses: &[Arc<Ingress>],
     routing: &dyn Routing,
-    settle: Duration,
+    settling: &Settling,
 ) -> Option<ToJudge> {
     let rollout = release.rollout()?;
-    if !matches!(rollout.stage, Stage::Preparing | Stage::Stepping | Stage::Promoting) {
-        return None;
-    }
-    let rules = rules(release, rollout);
+    let mut rules = rules(release, rollout);
+    // A Prometheus tells too late whether requests are still led somewhere.
+    let may_drain = rules.source == Source::IngressNginx && ending::may_be_exposed(rollout);
+    let judged = match rollout.stage {
+        Stage::Preparing | Stage::Stepping | Stage::Promoting => true,
+        Stage::Finishing | Stage::RollingBack if may_drain => false,
+        _ => return None,
+    };
     let interest = interest(
         &release.namespace().unwrap_or_default(),
         rollout,
         ingresses,
         rules.times_requests(),
     );
-    let since = rollout.weight_since.as_ref().filter(|_| is_judged(rollout));
+    if !judged {
+        rules.checks.clear();
+    }
+    let since = rollout.weight_since.as_ref().filter(|_| judged && is_judged(rollout));
     let in_force = since.map(|since| InForce {
         step: rollout.step,
         weight: weight(rollout),
-        live: since.0.checked_add(settle).unwrap_or(since.0),
+        live: settling.end(since.0),
         chosen: chosen(release, rollout, ingresses, routing),
         denied: rollout.split_differs.is_some(),
     });
@@ -71,6 +82,7 @@ pub fn to_judge(
         interest,
         rules,
         in_force,
+        drains: rollout.drained_since.is_some(),
     })
 }
 
@@ -230,10 +242,8 @@ fn overdue(draft: &Draft<'_>, rules: &Rules, check: &CheckStatus) -> bool {
         .error_since
         .as_ref()
         .filter(|_| check.verdict == Some(Verdict::Error));
-    since.is_some_and(|since| {
-        let since = draft.counted_from(since.0.min(draft.now));
-        draft.until(since, rules.error_deadline.after.get()).is_zero()
-    })
+    let limit = rules.error_deadline.after.get();
+    since.is_some_and(|since| draft.until(draft.counted_from(since.0), limit).is_zero())
 }
 
 fn find<'a>(draft: &'a Draft<'_>, asked: &str) -> Option<&'a CheckStatus> {
@@ -303,10 +313,7 @@ pub(super) fn doubt(draft: &Draft<'_>, rollout: &Rollout) -> Option<Doubt> {
 /// Of this step, since its weight is live, and of now. What lets the weight rise is this process's own word: what another
 /// found before it ended says nothing of the requests that nobody counted since.
 fn is_fresh(draft: &Draft<'_>, rollout: &Rollout, rules: &Rules, check: &CheckStatus) -> bool {
-    let live = rollout
-        .weight_since
-        .as_ref()
-        .and_then(|since| since.0.checked_add(draft.settle).ok());
+    let live = rollout.weight_since.as_ref().map(|since| draft.settling().end(since.0));
     let lasting = matches!(check.verdict, Some(Verdict::Error | Verdict::NoData));
     let raises = matches!(check.verdict, Some(Verdict::Pass | Verdict::NoData));
     check.step == rollout.step

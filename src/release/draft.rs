@@ -1,6 +1,6 @@
 //! A decision in the making.
 
-use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Write, analysing, proof, schedule};
+use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Settling, Write, analysing, proof, schedule};
 use crate::{
     api::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
@@ -24,6 +24,13 @@ pub const IDLE: Duration = Duration::from_secs(300);
 
 /// Longer than any wait that a spec can ask for, a hold of a year with its settle time, and short enough to be added to now.
 const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);
+
+/// Without a request for so long, a controller leads none there: each counts them within a second, and is asked every second.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// For so long after the settle time it is waited for controllers that still lead requests where none should go: a request may
+/// take longer, and an Ingress that nobody here knows of lead there for ever.
+const STRAY: Duration = Duration::from_secs(120);
 
 /// What is told while pods are waited for that a weight needs.
 pub(super) const SCALING: &str = "ScalingCanary";
@@ -429,7 +436,8 @@ impl<'a> Draft<'a> {
         }
         if exposed || drained_since.is_some() {
             let since = drained_since.get_or_insert(MicroTime(self.now)).0;
-            let rest = self.settling(since);
+            let strays = self.still_led(since, self.seen.judged.led.canary);
+            let rest = self.unsettled(since).max(strays);
             if !rest.is_zero() {
                 self.look_again(rest);
                 return false;
@@ -474,15 +482,53 @@ impl<'a> Draft<'a> {
         left.min(LONGEST_WAIT)
     }
 
-    /// From when a wait counts that is recorded since `since`: a clock that is ahead of the one that told so would end it at
-    /// once, so that it counts from when this process began to lead, at the earliest.
+    /// From when a wait counts that is recorded since `since`, perhaps by another clock: one that is ahead of that would end
+    /// it at once, so that it counts from when this process began to lead, at the earliest; and from now at the latest.
     pub fn counted_from(&self, since: Timestamp) -> Timestamp {
-        since.max(self.seen.led_since)
+        since.min(self.now).max(self.seen.led_since)
     }
 
-    /// What is left of the settle time since `since`; zero when it is over.
-    pub fn settling(&self, since: Timestamp) -> Duration {
-        self.until(self.counted_from(since), self.settle)
+    /// How long what is written takes to be known.
+    pub fn settling(&self) -> Settling {
+        Settling {
+            time: self.settle,
+            outage: self.seen.outage,
+        }
+    }
+
+    /// How long it takes until what was written at `since` is known by everybody; zero when it is.
+    pub fn unsettled(&self, since: Timestamp) -> Duration {
+        self.until(self.settling().end(self.counted_from(since)), Duration::ZERO)
+    }
+
+    /// How long it is waited on for who has not heard of what was written at `since`, and led a request the old way when `led`.
+    pub fn still_led(&self, since: Timestamp, led: Option<Timestamp>) -> Duration {
+        let quiet = led.map_or(Duration::ZERO, |led| self.until(led, QUIET));
+        quiet.min(self.patience(since))
+    }
+
+    fn patience(&self, since: Timestamp) -> Duration {
+        self.until(self.settling().end(self.counted_from(since)), STRAY)
+    }
+
+    /// Why version 2's pods outlive their traffic by more than the settle time, as a clause.
+    pub fn pods_stay(&self, drained_since: Option<&MicroTime>) -> String {
+        let Some(since) = drained_since.map(|since| since.0) else {
+            return String::new();
+        };
+        let left = self.unsettled(since);
+        match &self.seen.outage {
+            Some(outage) if left > self.until(self.counted_from(since), self.settle) => format!(
+                "; the API server was out of reach until {}, so its pods stay until {}, when ingress-nginx has heard of this too",
+                clock(outage.until, self.now),
+                clock(self.now + left, self.now)
+            ),
+            _ if left.is_zero() && !self.still_led(since, self.seen.judged.led.canary).is_zero() => format!(
+                "; some ingress-nginx controller still leads requests to its pods, which stay until it has heard of this, at the latest until {}",
+                clock(self.now + self.patience(since), self.now)
+            ),
+            _ => String::new(),
+        }
     }
 
     pub fn look_again(&mut self, after: Duration) {
@@ -676,7 +722,7 @@ impl<'a> Draft<'a> {
             self.tell(types::ANALYSED, analysed.map_or(Truth::Unknown, Truth::from), why, told);
             let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
             if led && rollout.drained_since.is_none() {
-                let (live, why, told) = weight_live(rollout, self.settle, self.now);
+                let (live, why, told) = weight_live(rollout, self.settling(), self.now);
                 self.tell(types::WEIGHT_LIVE, live, why, told);
                 let (verified, why, told) = split_verified(rollout);
                 self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
@@ -739,13 +785,13 @@ impl From<bool> for Truth {
 }
 
 /// Whether every controller has had the time to learn of the weight in force, and no counted requests deny that.
-fn weight_live(rollout: &Rollout, settle: Duration, now: Timestamp) -> (bool, &'static str, String) {
+fn weight_live(rollout: &Rollout, settling: Settling, now: Timestamp) -> (bool, &'static str, String) {
     let told = |told: &Option<String>| told.clone().unwrap_or_default();
     match &rollout.weight_since {
         _ if rollout.split_differs.is_some() => (false, proof::SPLIT, told(&rollout.split_differs)),
         _ if rollout.interrupted_since.is_some() => (false, "Interrupted", String::new()),
         _ if rollout.proven.is_some() => (true, "Counted", told(&rollout.proven)),
-        Some(since) if since.0 <= now.checked_sub(settle).unwrap_or(Timestamp::MIN) => (true, "Settled", String::new()),
+        Some(since) if settling.end(since.0) <= now => (true, "Settled", String::new()),
         Some(_) => (false, "Settling", String::new()),
         None => (false, "NotWritten", String::new()),
     }

@@ -168,7 +168,7 @@ pub(super) fn turn_back(
 
 /// Whether requests may have met version 2. An operator that dies after it wrote the first weight has recorded no more than the
 /// stage, and the Ingress may be gone before the next one records anything: the model found pods that went too early.
-fn may_be_exposed(rollout: &Rollout) -> bool {
+pub(super) fn may_be_exposed(rollout: &Rollout) -> bool {
     rollout.exposed || matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing)
 }
 
@@ -188,10 +188,11 @@ pub(super) fn rolling_back(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow 
     let mut since = rollout.drained_since.take();
     let gone = draft.drain(&mut since, rollout.exposed, keep.is_some(), &detail);
     rollout.drained_since = since;
+    let stay = draft.pods_stay(rollout.drained_since.as_ref());
     draft.say(
         Phase::RollingBack,
         "RollingBack",
-        format!("version 1 gets all requests, version 2 is being removed: {detail}"),
+        format!("version 1 gets all requests, version 2 is being removed: {detail}{stay}"),
     );
     if gone {
         let reason = rollout.reason.clone().unwrap_or_default();
@@ -227,7 +228,7 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
     } else if stable.rolled_out() && draft.ready(&rollout.service) > 0 {
         // Pods that were there all along are known already.
         let since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
-        let left = draft.settling(since);
+        let left = draft.unsettled(since);
         if !(told || rollout.replaced) || left.is_zero() {
             return None;
         }
@@ -363,7 +364,7 @@ pub(super) fn end(
 pub(super) fn deleted(draft: &mut Draft<'_>) -> Flow {
     // By the API server's clock; the operator may have been away since.
     let asked = draft.seen.release.metadata.deletion_timestamp.as_ref();
-    let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0.min(draft.now)));
+    let asked = asked.map_or(draft.now, |at| draft.counted_from(at.0));
     let patience = draft.until(asked, DELETION_DEADLINE);
     if !patience.is_zero()
         && let Some(flow) = carry_on(draft)
@@ -398,7 +399,7 @@ fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
         Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => draft.counted_from(rollout.waiting_since.0),
         Some(_) => draft.now,
     };
-    let overdue = draft.until(begun, DELETION_DEADLINE + draft.settle).is_zero();
+    let overdue = draft.until(draft.settling().end(begun), DELETION_DEADLINE).is_zero();
     let exposed = rollout.as_ref().is_some_and(may_be_exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
     if ended || overdue || draft.drain(&mut since, exposed, false, "the CanaryRelease is being deleted") {
@@ -414,6 +415,7 @@ fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
         draft.decision.at_rest = true;
         return Flow::Wait;
     }
+    let stay = draft.pods_stay(since.as_ref());
     if let Some(mut rollout) = rollout {
         if rollout.stage != Stage::RollingBack {
             draft.note(
@@ -433,7 +435,7 @@ fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
     draft.say(
         Phase::RollingBack,
         "Aborted",
-        "the CanaryRelease is being deleted: version 1 gets all requests, version 2 is being removed",
+        format!("the CanaryRelease is being deleted: version 1 gets all requests, version 2 is being removed{stay}"),
     );
     draft.look_again(draft.settle);
     Flow::Wait

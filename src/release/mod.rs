@@ -13,6 +13,7 @@ mod preparing;
 mod promoting;
 mod proof;
 mod schedule;
+mod settling;
 mod stepping;
 #[cfg(test)]
 mod tests;
@@ -27,4 +28,5 @@ pub use draft::IDLE;
 pub use hash::{intent, schedule_hash};
 pub use preflight::{Finding, Fit, Ground, Questions, ground, preflight, questions, server};
 pub use schedule::{Schedule, schedule};
+pub use settling::Settling;
 pub use windows::{Gate, check_windows, gate};

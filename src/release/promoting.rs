@@ -5,7 +5,7 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    analysing::{doubt, found_harmful},
+    analysing::{doubt, found_harmful, pins_clients},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
@@ -21,6 +21,7 @@ use crate::{
     render::{differences, promotion_patch},
     routing::Split,
 };
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::json;
 use std::time::Duration;
@@ -186,19 +187,37 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
         draft.note(Level::Normal, "Promoting", message);
     }
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
-    let left = draft.settling(written);
-    if left.is_zero() {
+    let left = draft.unsettled(written);
+    let stray = stray(draft, rollout, written);
+    if left.is_zero() && stray.is_zero() {
         return None;
     }
-    draft.look_again(left);
-    let at = clock(draft.now + left, draft.now);
+    draft.look_again(left.max(stray));
+    let next = if left.is_zero() {
+        "as soon as no ingress-nginx controller leads requests there any more".to_owned()
+    } else {
+        format!("at {}", clock(draft.now + left, draft.now))
+    };
     let message = format!(
-        "{}% of the requests go to version 2's canary; Deployment {stable} is next at {at}",
+        "{}% of the requests go to version 2's canary; Deployment {stable} is next {next}",
         split.weight
     );
     draft.say(Phase::Promoting, "ShiftingTraffic", message);
     draft.status.rollout = Some(rollout.clone());
     Some(Flow::Wait)
+}
+
+/// How long version 1's pods are not touched yet, for some controller led requests there though all should go to version 2. What
+/// goes on is told as a split that differs.
+fn stray(draft: &Draft<'_>, rollout: &Rollout, written: Timestamp) -> Duration {
+    let traffic = draft.seen.release.spec.traffic.as_ref();
+    // Who may choose version 1 still does.
+    let chosen = traffic.is_some_and(|traffic| traffic.has_testers())
+        || pins_clients(rollout, &draft.seen.ingresses, draft.routing);
+    match chosen {
+        true => Duration::ZERO,
+        false => draft.still_led(written, draft.seen.judged.led.stable),
+    }
 }
 
 /// `app:v1 -> app:v2: every step passed`.
@@ -351,7 +370,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     }
     // The controllers learn of the stable Deployment's new endpoints like of anything else: within the settle time.
     let stable_since = rollout.stable_since.get_or_insert(MicroTime(draft.now)).0;
-    let left = draft.settling(stable_since);
+    let left = draft.unsettled(stable_since);
     if !drained && !left.is_zero() {
         draft.look_again(left);
         let at = clock(draft.now + left, draft.now);
@@ -368,10 +387,11 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         "version 2 has taken version 1's place",
     );
     rollout.drained_since = since;
+    let stay = draft.pods_stay(rollout.drained_since.as_ref());
     draft.say(
         Phase::Promoting,
         "RemovingCanary",
-        format!("Deployment {name} runs version 2; requests return to it, then the canary's pods are removed"),
+        format!("Deployment {name} runs version 2; requests return to it, then the canary's pods are removed{stay}"),
     );
     if gone {
         let of_nginx = match rollout.of_nginx {

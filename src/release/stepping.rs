@@ -82,7 +82,8 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         .step(rollout.step)
         .and_then(|step| step.hold)
         .unwrap_or_default();
-    let over = written.checked_add(draft.settle + hold.get()).unwrap_or(Timestamp::MAX);
+    let live = draft.settling().end(written);
+    let over = live.checked_add(hold.get()).unwrap_or(Timestamp::MAX);
     let left = draft.until(over, Duration::ZERO);
     // An Ingress is written once in a round: what follows needs the version that this leaves.
     if wrote && rollout.skip_steps {
@@ -137,7 +138,9 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, over: 
     } else {
         // That the weight is live is worth a look of its own.
         let since = rollout.weight_since.as_ref();
-        let settling = since.map_or(Duration::ZERO, |since| draft.until(since.0, draft.settle));
+        let settling = since.map_or(Duration::ZERO, |since| {
+            draft.until(draft.settling().end(since.0), Duration::ZERO)
+        });
         if !settling.is_zero() && left >= settling + SOON {
             draft.look_again(settling);
         }

@@ -14,7 +14,7 @@ use canary_operator::{
         json::text,
         server::patch::{PatchKind, apply},
     },
-    release::{Decision, Kind, Op, Write, at_rest, decide, intent, to_judge},
+    release::{Decision, Kind, Op, Settling, Write, at_rest, decide, intent, to_judge},
     render::promotion_patch,
     routing::IngressNginx,
 };
@@ -39,6 +39,13 @@ const BEFORE: &str = "1";
 /// As long as a tick.
 fn settle() -> Duration {
     TICK.try_into().unwrap()
+}
+
+fn settling() -> Settling {
+    Settling {
+        time: settle(),
+        outage: None,
+    }
 }
 
 /// The planner, or one with a mistake that the model has to find.
@@ -189,7 +196,7 @@ impl Mind {
         let mut known = self.releases.lock().unwrap();
         let read = known.entry((release.clone(), stale)).or_insert_with(|| {
             let read: CanaryRelease = owned(versioned(release.value(), version(stale)));
-            let live = to_judge(&read, &[], &IngressNginx::default(), settle())
+            let live = to_judge(&read, &[], &IngressNginx::default(), &settling())
                 .and_then(|asked| asked.in_force)
                 .is_some_and(|in_force| in_force.live <= now());
             Arc::new(Read {
@@ -385,6 +392,7 @@ impl Mind {
             judged: judged(read, &ingresses, look.judgement),
             drained_since: None,
             led_since: jiff::Timestamp::MIN,
+            outage: None,
             ingresses,
         }
     }
@@ -403,7 +411,7 @@ fn crash() -> canary_operator::observe::Failure {
 
 /// What the judge says of everything that it is asked for.
 fn judged(read: &Read, ingresses: &[Arc<Ingress>], judgement: Judgement) -> Judged {
-    let asked = to_judge(&read.release, ingresses, &IngressNginx::default(), settle());
+    let asked = to_judge(&read.release, ingresses, &IngressNginx::default(), &settling());
     let verdict = match judgement {
         Judgement::Silent => return Judged::default(),
         Judgement::NoData => Verdict::NoData,

@@ -4,7 +4,7 @@ use crate::scenario::{self, HOST, LIMIT, NAMESPACE, RESTART, Run, SETTLE, Scenar
 use crate::sweep::PLAYED;
 use canary_operator::{
     api::ANNOTATION_COMMAND,
-    cluster::{ApiMetrics, Clock, Metered, SteadyClock, Term, Wrap},
+    cluster::{ApiMetrics, Clock, Contact, Metered, SteadyClock, Term, Wrap},
     controller::{self, Settings},
     leader::{Elector, Standing, Timing},
     rehearse::{
@@ -170,14 +170,15 @@ fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, scr
             _watched,
         };
         let operator = lab.world.server.named("operator");
-        let settings = |server: &ApiServer, term: &Term| {
-            // Whoever starts takes the wall clock as it is.
-            let clock = Arc::new(SteadyClock::new(Off(server.clock(), lab.clock_off.clone())));
-            change(settings(server, &lab.world.nginx, SETTLE, SECOND, term, clock).unwrap())
+        let settings = |server: &ApiServer, term: &Term, process: &Process| {
+            let Process { clock, contact } = process;
+            let settings = settings(server, &lab.world.nginx, SETTLE, SECOND, term, contact, clock.clone());
+            change(settings.unwrap())
         };
+        let start = || Process::start(&operator, &lab.clock_off);
         let life = async {
             if replicas == Replicas::Two {
-                let names = ["operator-0", "operator-1"].map(|name| replica(lab.world.server.named(name), name, &settings));
+                let names = ["operator-0", "operator-1"].map(|name| replica(lab.world.server.named(name), name, &start, &settings));
                 futures::future::join_all(names).await;
             }
             loop {
@@ -186,7 +187,7 @@ fn run(seed: u64, replicas: Replicas, change: impl Fn(Settings) -> Settings, scr
                     biased;
                     down = is_up.wait_for(|up| !*up) => drop(down),
                     () = operator.crashed("operator") => tokio::time::sleep(RESTART).await,
-                    () = controller::run(settings(&operator, &Term::unlimited()), None, std::future::pending()) => panic!("the controller ended"),
+                    () = controller::run(settings(&operator, &Term::unlimited(), &start()), None, std::future::pending()) => panic!("the controller ended"),
                 }
             }
         };
@@ -231,13 +232,34 @@ impl Clock for Off {
     }
 }
 
+/// What a process of the operator has from its start to its end.
+struct Process {
+    clock: Arc<dyn Clock>,
+    contact: Contact,
+}
+
+impl Process {
+    /// Whoever starts takes the wall clock as it is.
+    fn start(server: &ApiServer, clock_off: &Arc<AtomicI64>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SteadyClock::new(Off(server.clock(), clock_off.clone())));
+        let contact = Contact::new(clock.clone());
+        Self { clock, contact }
+    }
+}
+
 /// One of several: follows, leads, dies and comes back as another process.
-async fn replica(server: ApiServer, name: &str, settings: impl Fn(&ApiServer, &Term) -> Settings) {
+async fn replica(
+    server: ApiServer,
+    name: &str,
+    start: impl Fn() -> Process,
+    settings: impl Fn(&ApiServer, &Term, &Process) -> Settings,
+) {
     for life in 0.. {
-        let term = Term::none();
+        let (term, process) = (Term::none(), start());
         let metrics = ApiMetrics::register(&prometheus::Registry::new()).unwrap();
         let client = ClientBuilder::new(server.clone(), NAMESPACE)
             .with_layer(&Wrap(Metered { metrics }))
+            .with_layer(&Wrap(process.contact.clone()))
             .build();
         let elector = Elector {
             leases: kube::Api::default_namespaced(client),
@@ -248,7 +270,7 @@ async fn replica(server: ApiServer, name: &str, settings: impl Fn(&ApiServer, &T
             term: term.clone(),
             standing: watch::channel(Standing::Unknown(String::new())).0,
         };
-        let lead = || controller::run(settings(&server, &term), None, std::future::pending());
+        let lead = || controller::run(settings(&server, &term, &process), None, std::future::pending());
         tokio::select! {
             biased;
             () = server.crashed(name) => {}

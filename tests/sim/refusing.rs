@@ -28,6 +28,7 @@ impl Interceptor for Forbidden {
 }
 
 const STATUS: Forbidden = Forbidden(|call| call.subresource == "status");
+const INGRESSES: Forbidden = Forbidden(|call| call.verb == "patch" && call.resource.plural == "ingresses");
 const SERVICES: Forbidden = Forbidden(|call| call.verb == "create" && call.resource.plural == "services");
 
 /// A release at its second step, whose status can be written no more.
@@ -130,15 +131,41 @@ fn what_is_made_for_another_try_is_not_taken_for_what_was_kept() {
     assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
 }
 
+/// A soak test had a release told `Stalled` by an API server that had just started.
+#[test]
+fn a_write_that_is_refused_in_passing_is_not_told_and_one_that_stays_refused_is() {
+    for in_passing in [true, false] {
+        let run = lab(async |lab| {
+            lab.start(Scenario::Good);
+            lab.step("1/3").await;
+            lab.world.server.intercept(INGRESSES);
+            let refused = |lab: &Lab| lab.world.server.records().iter().any(|record| record.code == 403);
+            lab.until("refused", refused).await;
+            lab.pass(3).await;
+            assert_ne!(lab.reason(), "Forbidden");
+            if in_passing {
+                lab.world.server.intercept(NoFaults);
+                for _ in 0..30 {
+                    lab.pass(1).await;
+                    assert_ne!(lab.reason(), "Forbidden");
+                }
+            } else {
+                lab.until("told", |lab| lab.reason() == "Forbidden").await;
+                lab.world.server.intercept(NoFaults);
+            }
+            lab.ended().await;
+        });
+        properties::sound(&run);
+        assert_eq!(run.outcome().as_deref(), Some("Promoted"), "{}", run.message());
+    }
+}
+
 /// Watches of endpoints end, and no role allows another.
 struct Unwatchable;
 
 impl Interceptor for Unwatchable {
     fn before(&self, call: &Call) -> Before {
-        match is_operator(&call.client) && call.verb == "watch" && call.resource.plural == "endpointslices" {
-            true => Before::Answer(error::forbidden(&call.key(), "no role allows it")),
-            false => Before::Pass,
-        }
+        Forbidden(|call| call.verb == "watch" && call.resource.plural == "endpointslices").before(call)
     }
 
     fn event(&self, watch: &Call, version: &Version) -> EventFate {

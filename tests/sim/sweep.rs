@@ -8,6 +8,7 @@ use crate::{
 use canary_operator::rehearse::{
     ApiServer, Key,
     json::{int, text},
+    nginx::Nginx,
     server::{
         error,
         intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome},
@@ -55,6 +56,10 @@ enum Fault {
     StartAhead,
     /// or an hour behind
     StartBehind,
+    /// Nobody reaches the API server for a while after the write, and ingress-nginx hears of it late
+    ServerAway,
+    /// ingress-nginx alone is cut off for a while after the write
+    ControllersDeaf,
     /// F9
     EventMissed,
     /// F10
@@ -92,7 +97,7 @@ enum Fault {
 
 use Fault::*;
 
-const REQUESTS: [Fault; 13] = [
+const REQUESTS: [Fault; 15] = [
     Conflict,
     TooMany,
     FailBefore,
@@ -106,6 +111,8 @@ const REQUESTS: [Fault; 13] = [
     StaleStart,
     StartAhead,
     StartBehind,
+    ServerAway,
+    ControllersDeaf,
 ];
 const EVENTS: [Fault; 4] = [EventMissed, EventLate, WatchCut, WatchGone];
 const HANDS: [Fault; 14] = [
@@ -172,6 +179,23 @@ impl Fault {
     }
 }
 
+/// Nobody reaches the API server for a few seconds, and ingress-nginx, whose watches wait longer and longer before they try
+/// again, is cut off for as long as that may last.
+pub fn away(server: &ApiServer, nginx: &Nginx) {
+    const AWAY: Duration = Duration::from_secs(3);
+    const BACK_OFF: Duration = Duration::from_secs(55);
+    server.go_away();
+    nginx.deafen(AWAY + BACK_OFF);
+    let server = server.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(AWAY).await;
+        server.come_back();
+    });
+}
+
+/// As long as client-go takes to notice that a connection is gone without a word.
+const DEAF: Duration = Duration::from_secs(45);
+
 struct Injector {
     fault: Fault,
     at: usize,
@@ -179,6 +203,7 @@ struct Injector {
     seen: AtomicUsize,
     fired: Arc<AtomicBool>,
     clock_off: Arc<AtomicI64>,
+    nginx: Nginx,
     /// What is refused, and until the world is how old.
     denied: Mutex<Option<(&'static str, Resource, Duration)>>,
     /// The version that lists are answered from, while it is set.
@@ -193,6 +218,12 @@ impl Injector {
             self.fired.store(true, Ordering::SeqCst);
         }
         hit
+    }
+
+    /// By an hour.
+    fn set_clock(&self) {
+        let ahead = matches!(self.fault, ClockForward | StartAhead);
+        self.clock_off.store(if ahead { 3600 } else { -3600 }, Ordering::SeqCst);
     }
 }
 
@@ -228,8 +259,7 @@ impl Interceptor for Injector {
                 Before::Answer(error::forbidden(&call.key(), "no role allows it"))
             }
             ClockForward | ClockBack => {
-                let by = if self.fault == ClockForward { 3600 } else { -3600 };
-                self.clock_off.store(by, Ordering::SeqCst);
+                self.set_clock();
                 Before::Pass
             }
             Conflict => Before::Answer(error::conflict(&call.key())),
@@ -244,7 +274,7 @@ impl Interceptor for Injector {
             || (!HANDS.contains(&self.fault)
                 && !matches!(
                     self.fault,
-                    FailAfter | HangAfter | StaleStart | StartAhead | StartBehind
+                    FailAfter | HangAfter | StaleStart | StartAhead | StartBehind | ServerAway | ControllersDeaf
                 ))
         {
             return After::Pass;
@@ -261,9 +291,16 @@ impl Interceptor for Injector {
                 After::Crash
             }
             StartAhead | StartBehind => {
-                let by = if self.fault == StartAhead { 3600 } else { -3600 };
-                self.clock_off.store(by, Ordering::SeqCst);
+                self.set_clock();
                 After::Crash
+            }
+            ServerAway => {
+                away(&self.server, &self.nginx);
+                After::Pass
+            }
+            ControllersDeaf => {
+                self.nginx.deafen(DEAF);
+                After::Pass
             }
             hand => {
                 hand.by_hand(&self.server);
@@ -321,6 +358,7 @@ fn play(scenario: Scenario, fault: Option<(Fault, usize)>) -> Played {
                 seen: 0.into(),
                 fired: fired.clone(),
                 clock_off: lab.clock_off.clone(),
+                nginx: lab.world.nginx.clone(),
                 denied: Mutex::default(),
                 stale: Mutex::default(),
             }),
@@ -388,8 +426,8 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
             .iter()
             .any(|word| line.starts_with(word)),
-        // And who is denied says so.
-        Denied | DeniedForLong => line.starts_with("stalled at"),
+        // And who is denied for long says so.
+        DeniedForLong => line.starts_with("stalled at"),
         // The last word on the stable Deployment that is never heard is told as a promotion that is stuck.
         EventMissed => stalled && line.starts_with("S10"),
         _ => false,

@@ -9,7 +9,7 @@ mod words;
 
 pub use rules::{Rule, Rules};
 
-use super::{Counts, Side, sequential::Batch};
+use super::{Counts, Side, counts::Led, sequential::Batch};
 use crate::api::{CheckKind, CheckStatus, Verdict, Weight};
 use case::Case;
 use jiff::Timestamp;
@@ -98,6 +98,8 @@ pub struct Judged {
     pub live: Option<Span>,
     /// Requests since counting began.
     pub all: Option<Span>,
+    /// When requests were last led to each version, where that is counted at once.
+    pub led: Led,
 }
 
 /// Judges one release.
@@ -282,6 +284,8 @@ impl Judge {
         let counts = look.counts.filter(|counts| counts.complete);
         judged.live = counts.and_then(|counts| Some(self.live.as_ref()?.span(counts)));
         judged.all = look.counts.and_then(|counts| Some(self.first.as_ref()?.span(counts)));
+        let at_once = look.counts.filter(|_| look.lag.is_zero());
+        judged.led = at_once.map(|counts| counts.led).unwrap_or_default();
         judged
     }
 }

@@ -386,8 +386,8 @@ fn is_comparison(c: char) -> bool {
     matches!(c, '=' | '!' | '~' | '<' | '>')
 }
 
-/// What begins like a number must be one: the parser panics at a number of seconds that no `Duration` has, such as 1e30 or NaN
-/// (fuzzing).
+/// Whether this is a length of time, or the parser's to refuse: it panics at a number of seconds that no `Duration` has, such
+/// as 1e30 or NaN (fuzzing).
 fn may_be_a_length(word: &str) -> bool {
     const UNITS: [&str; 7] = ["y", "w", "d", "h", "m", "s", "ms"];
     if ["inf", "nan"].iter().any(|number| word.eq_ignore_ascii_case(number)) {

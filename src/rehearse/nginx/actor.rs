@@ -81,6 +81,8 @@ struct State {
     /// The version of the world as of which these are known.
     seen: u64,
     scrapes: Scrapes,
+    /// Until then it hears of no change.
+    deaf_until: Option<Instant>,
 }
 
 /// A controller's process.
@@ -139,6 +141,7 @@ impl Nginx {
             controllers: BTreeMap::new(),
             seen: 0,
             scrapes: Scrapes::default(),
+            deaf_until: None,
         };
         Self {
             server,
@@ -158,6 +161,7 @@ impl Nginx {
             if let Some(last) = last_sync {
                 tokio::time::sleep_until(last + BETWEEN_SYNCS).await;
             }
+            self.hears_again().await;
             last_sync = Some(Instant::now());
             // What has come meanwhile is compiled in, too.
             changes.pending();
@@ -205,6 +209,22 @@ impl Nginx {
     /// From now on this becomes of it when somebody asks for metrics.
     pub fn scrapes(&self, scrapes: Scrapes) {
         self.lock().scrapes = scrapes;
+    }
+
+    /// The controllers hear of no change for so long, and go on with what they know: their watches are cut off.
+    pub fn deafen(&self, length: Duration) {
+        let mut state = self.lock();
+        state.deaf_until = state.deaf_until.max(Some(Instant::now() + length));
+    }
+
+    async fn hears_again(&self) {
+        loop {
+            let deaf_until = self.lock().deaf_until;
+            match deaf_until {
+                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
+                _ => return,
+            }
+        }
     }
 
     /// Every controller's container starts over so fast that nobody sees it: what they have counted is gone.

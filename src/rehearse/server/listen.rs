@@ -1,7 +1,14 @@
 //! The API server for other processes: plain HTTP on a socket.
 
 use super::ApiServer;
-use axum::{Router, body::Body, extract::Request, response::Response, serve::ListenerExt};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    serve::ListenerExt,
+};
 use http_body_util::BodyExt;
 use tokio::net::TcpListener;
 
@@ -24,6 +31,9 @@ impl ApiServer {
         let (parts, body) = request.into_parts();
         // Of a request that broke off nobody reads the answer.
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        self.handle(&parts, &body).await.map(Body::new)
+        match self.handle(&parts, &body).await {
+            Ok(response) => response.map(Body::new),
+            Err(unreachable) => (StatusCode::BAD_GATEWAY, unreachable.to_string()).into_response(),
+        }
     }
 }

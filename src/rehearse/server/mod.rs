@@ -49,11 +49,17 @@ struct Shared {
     clock: VirtualClock,
     store: Mutex<Store>,
     changed: signal::Sender<u64>,
+    away: signal::Sender<bool>,
     interceptor: Mutex<Arc<dyn Interceptor>>,
     records: Mutex<Vec<Record>>,
     logs: Mutex<BTreeMap<(Key, String), ContainerLog>>,
     crashes: Mutex<BTreeMap<String, Arc<Notify>>>,
 }
+
+/// There is no connection to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("connection refused")]
+pub struct Unreachable;
 
 /// A handle on the API server; clones share one store.
 #[derive(Clone)]
@@ -73,6 +79,7 @@ impl ApiServer {
             clock,
             store: Mutex::new(Store::new(clock, seed)),
             changed: signal::channel(0).0,
+            away: signal::channel(false).0,
             interceptor: Mutex::new(Arc::new(NoFaults)),
             records: Mutex::default(),
             logs: Mutex::default(),
@@ -205,6 +212,26 @@ impl ApiServer {
         lock(&self.shared.records).clone()
     }
 
+    /// Nobody reaches it from now on: connections are refused, and those that are open end.
+    pub fn go_away(&self) {
+        self.shared.away.send_replace(true);
+    }
+
+    /// It can be reached again.
+    pub fn come_back(&self) {
+        self.shared.away.send_replace(false);
+    }
+
+    fn is_away(&self) -> bool {
+        *self.shared.away.borrow()
+    }
+
+    /// Returns when it cannot be reached.
+    async fn away(&self) {
+        // The sender lives as long as this does.
+        let _ = self.shared.away.subscribe().wait_for(|away| *away).await;
+    }
+
     /// Waits until the interceptor lets the client of this name die.
     pub async fn crashed(&self, client: &str) {
         self.crash_signal(client).notified().await;
@@ -240,19 +267,26 @@ impl ApiServer {
             .unwrap_or_default();
     }
 
-    async fn handle(self, parts: &Parts, body: &[u8]) -> Response<ReplyBody> {
+    async fn handle(self, parts: &Parts, body: &[u8]) -> Result<Response<ReplyBody>, Unreachable> {
         let call = match Call::parse(self.client.clone(), parts, body) {
             Ok(call) => call,
-            Err(refusal) => return refused(&refusal),
+            Err(refusal) => return Ok(refused(&refusal)),
         };
         let record = {
             let mut records = lock(&self.shared.records);
             records.push(Record::of(&call, self.shared.clock.now()));
             records.len() - 1
         };
-        let response = self.answer(call, record).await;
+        let response = tokio::select! {
+            biased;
+            () = self.away() => return Err(Unreachable),
+            response = self.answer(call, record) => response,
+        };
+        if self.is_away() {
+            return Err(Unreachable);
+        }
         self.note(record, |r| r.code = response.status().as_u16());
-        response
+        Ok(response)
     }
 
     async fn answer(&self, call: Call, record: usize) -> Response<ReplyBody> {
@@ -309,7 +343,7 @@ impl ApiServer {
 
 impl tower::Service<Request<Body>> for ApiServer {
     type Response = Response<ReplyBody>;
-    type Error = Infallible;
+    type Error = Unreachable;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -321,7 +355,7 @@ impl tower::Service<Request<Body>> for ApiServer {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let body = body.collect_bytes().await.unwrap_or_default();
-            Ok(server.handle(&parts, &body).await)
+            server.handle(&parts, &body).await
         })
     }
 }

@@ -76,7 +76,7 @@ impl Watch {
             if let Some(line) = self.ready.pop_front() {
                 return Some(line);
             }
-            if self.over {
+            if self.over || self.server.is_away() {
                 return None;
             }
             let (version, oldest) = self
@@ -147,6 +147,7 @@ impl Watch {
             biased;
             changed = self.changed.changed() => self.over = changed.is_err(),
             () = at(self.ends) => self.over = true,
+            () = self.server.away() => self.over = true,
             () = at(self.bookmark) => {
                 self.bookmark = Some(Instant::now() + BOOKMARK_EVERY);
                 let mark = self.bookmark_line(false);

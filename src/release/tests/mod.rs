@@ -7,6 +7,7 @@ mod commands;
 mod deletion;
 mod ending;
 mod examples;
+mod hearing;
 mod invariants;
 mod preflight;
 mod preparing;

@@ -1,9 +1,10 @@
 //! One app, `shop`, its release to `shop:v2`, and what rounds make of them.
 
-use super::super::{Decision, Kind, Op, decide, to_judge};
+use super::super::{Decision, Kind, Op, Settling, decide, to_judge};
 use crate::{
     analysis::{Judged, Side, Span, Status},
     api::{ANNOTATION_COMMAND, CanaryRelease, CheckStatus, FINALIZER, Phase, Rollout, Verdict, Weight},
+    cluster::Outage,
     observe::{Class, Failure, Observed, Survey, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
@@ -39,6 +40,7 @@ pub struct World {
     pub may_play: bool,
     pub now: Timestamp,
     pub led_since: Timestamp,
+    pub outage: Option<Outage>,
     pub story: String,
     versions: u64,
 }
@@ -67,6 +69,7 @@ pub fn world() -> World {
         may_play: true,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         led_since: Timestamp::MIN,
+        outage: None,
         story: String::new(),
         versions: 1,
     }
@@ -297,7 +300,11 @@ impl World {
             .of(Kind::Ingress)
             .map(|o| Arc::new(serde_json::from_value(o).unwrap()))
             .collect();
-        let asked = to_judge(&self.release, &seen, &IngressNginx::default(), SETTLE);
+        let settling = Settling {
+            time: SETTLE,
+            outage: self.outage,
+        };
+        let asked = to_judge(&self.release, &seen, &IngressNginx::default(), &settling);
         let (Some(change), Some(asked)) = (self.verdict, asked) else {
             return self.judged.clone();
         };
@@ -383,6 +390,7 @@ impl World {
             judged: self.judgement(),
             drained_since: None,
             led_since: self.led_since,
+            outage: self.outage,
         }
     }
 

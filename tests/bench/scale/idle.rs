@@ -5,7 +5,7 @@ use crate::{
     operator::{Operator, Usage},
 };
 use canary_operator::{
-    cluster::Term,
+    cluster::{Contact, Term},
     controller,
     rehearse::{
         ApiServer, Key, Resource, World,
@@ -62,13 +62,15 @@ pub fn played() -> Vec<Value> {
         }
         world.traffic(10 * RELEASES as u32, Duration::from_secs(1));
         world.pass(Duration::from_secs(60)).await;
+        let clock = Arc::new(world.server.clock());
         let settings = settings(
             &world.server,
             &world.nginx,
             SETTLE,
             Duration::from_secs(1),
             &Term::unlimited(),
-            Arc::new(world.server.clock()),
+            &Contact::new(clock.clone()),
+            clock,
         );
         world.spawn(controller::run(settings.unwrap(), None, std::future::pending()));
         for name in &names {

@@ -1,0 +1,234 @@
+//! Whether the API server is in reach. When it was not, others who watch it were cut off too, and hear again in their own time.
+
+use super::{
+    Clock,
+    around::{Answer, Around},
+};
+use http::{Request, StatusCode};
+use jiff::Timestamp;
+use kube::client::Body;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// After an outage every watch of others works again within this time. client-go waits before it tries again, up to 30 s and as
+/// much again by chance, and takes 45 s to notice a connection that is gone without a word. An operator that was back after a
+/// second took pods away that ingress-nginx, which was not, still led requests to (soak).
+const RECONNECT: Duration = Duration::from_secs(60);
+
+/// Who gives a request up sooner had other reasons than to be without an answer.
+const UNANSWERED: Duration = Duration::from_secs(4);
+
+/// The API server was out of reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// When the first request was sent that was not answered.
+    pub since: Timestamp,
+    /// When one was answered again; now, while none is.
+    pub until: Timestamp,
+}
+
+impl Outage {
+    /// By when everybody else hears again of what is written.
+    #[must_use]
+    pub fn heard_by(&self) -> Timestamp {
+        self.until.checked_add(RECONNECT).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// What is known of that, whoever of this process asked. Clones share it.
+#[derive(Clone)]
+pub struct Contact {
+    clock: Arc<dyn Clock>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl fmt::Debug for Contact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lock().fmt(f)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    last: Option<Outage>,
+    lasts: bool,
+}
+
+impl Contact {
+    /// Nothing has failed yet.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            known: Arc::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last outage. One that follows before every watch is back belongs to the one before.
+    #[must_use]
+    pub fn last_outage(&self) -> Option<Outage> {
+        let known = self.lock();
+        let lasts = |outage| Outage {
+            until: self.clock.now(),
+            ..outage
+        };
+        known
+            .last
+            .map(|outage| if known.lasts { lasts(outage) } else { outage })
+    }
+
+    fn answered(&self) {
+        let mut known = self.lock();
+        if std::mem::take(&mut known.lasts)
+            && let Some(outage) = &mut known.last
+        {
+            outage.until = self.clock.now();
+        }
+    }
+
+    /// A request that was sent then was not.
+    fn unanswered(&self, sent: Timestamp) {
+        let mut known = self.lock();
+        let before = known.last.filter(|outage| sent < outage.heard_by());
+        known.last = Some(Outage {
+            since: before.map_or(sent, |outage| outage.since.min(sent)),
+            until: self.clock.now(),
+        });
+        known.lasts = true;
+    }
+}
+
+/// A request until it is answered.
+struct Sent {
+    contact: Contact,
+    at: Timestamp,
+    waits: Instant,
+    answered: bool,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if !self.answered && self.waits.elapsed() >= UNANSWERED {
+            self.contact.unanswered(self.at);
+        }
+    }
+}
+
+/// Whether it is a load balancer's word for an API server that is not there.
+fn is_absent(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
+}
+
+impl Around for Contact {
+    fn around<B: 'static>(&self, request: Request<Body>, send: impl FnOnce(Request<Body>) -> Answer<B>) -> Answer<B> {
+        let mut sent = Sent {
+            contact: self.clone(),
+            at: self.clock.now(),
+            waits: Instant::now(),
+            answered: false,
+        };
+        let answer = send(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            sent.answered = true;
+            match &answer {
+                Ok(response) if !is_absent(response.status()) => sent.contact.answered(),
+                _ => sent.contact.unanswered(sent.at),
+            }
+            answer
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Response;
+    use tokio::time::{advance, timeout};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Of the runtime, which begins at the epoch.
+    struct Virtual(Instant);
+
+    impl Clock for Virtual {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH + self.0.elapsed()
+        }
+    }
+
+    fn contact() -> Contact {
+        Contact::new(Arc::new(Virtual(Instant::now())))
+    }
+
+    /// Asks, and is answered so after a second, or not at all.
+    async fn ask(contact: &Contact, answer: Option<u16>) {
+        let request = Request::new(Body::empty());
+        let send = |_| -> Answer<()> {
+            Box::pin(async move {
+                tokio::time::sleep(SECOND).await;
+                let status = answer.ok_or("connection refused")?;
+                Ok(Response::builder().status(status).body(())?)
+            })
+        };
+        drop(contact.around(request, send).await);
+    }
+
+    async fn give_up_after(contact: &Contact, length: Duration) {
+        let send = |_| -> Answer<()> { Box::pin(std::future::pending()) };
+        let asked = contact.around(Request::new(Body::empty()), send);
+        assert!(timeout(length, asked).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_lasts_from_the_first_request_that_fails_to_the_next_answer() {
+        let contact = contact();
+        ask(&contact, Some(200)).await;
+        assert_eq!(contact.last_outage(), None);
+        let since = contact.clock.now();
+        ask(&contact, None).await;
+        advance(3 * SECOND).await;
+        let until = contact.clock.now();
+        assert_eq!(contact.last_outage(), Some(Outage { since, until }), "it lasts");
+        ask(&contact, Some(503)).await;
+        ask(&contact, Some(403)).await;
+        let until = contact.clock.now();
+        advance(100 * SECOND).await;
+        ask(&contact, Some(500)).await;
+        assert_eq!(contact.last_outage(), Some(Outage { since, until }), "it is over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_that_follows_before_every_watch_is_back_belongs_to_the_one_before() {
+        let contact = contact();
+        let first = contact.clock.now();
+        ask(&contact, None).await;
+        ask(&contact, Some(200)).await;
+        advance(RECONNECT - SECOND).await;
+        ask(&contact, None).await;
+        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(first));
+        ask(&contact, Some(200)).await;
+        advance(RECONNECT).await;
+        let another = contact.clock.now();
+        ask(&contact, None).await;
+        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(another));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_waiting_has_met_an_outage_and_who_no_longer_needs_to_know_has_not() {
+        let contact = contact();
+        give_up_after(&contact, SECOND).await;
+        assert_eq!(contact.last_outage(), None);
+        let since = contact.clock.now();
+        give_up_after(&contact, 10 * SECOND).await;
+        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(since));
+    }
+}
