@@ -140,13 +140,18 @@ start etcd "$BIN_DIR/etcd" --data-dir "$RUN_DIR/etcd" --unsafe-no-fsync --log-le
 cat >"$RUN_DIR/audit.yaml" <<'END'
 apiVersion: audit.k8s.io/v1
 kind: Policy
-omitStages: [RequestReceived]
 omitManagedFields: true
 rules:
 - level: None
   nonResourceURLs: ["/healthz*", "/livez*", "/readyz*", "/openapi*", "/version"]
 - level: Metadata
   namespaces: [kube-node-lease, kube-system]
+  omitStages: [RequestReceived]
+# An API server that is killed says no more than that it was asked for these, and may have done them.
+- level: RequestResponse
+  verbs: [patch, delete]
+  resources:
+  - {group: networking.k8s.io, resources: [ingresses]}
 # What releases are made of, and what their order is judged by (tests/e2e/src/audit).
 - level: RequestResponse
   verbs: [create, update, patch, delete]
@@ -157,7 +162,9 @@ rules:
   - {group: "", resources: [services]}
   - {group: discovery.k8s.io, resources: [endpointslices]}
   - {group: coordination.k8s.io, resources: [leases]}
+  omitStages: [RequestReceived]
 - level: Metadata
+  omitStages: [RequestReceived]
 END
 # A test that kills it finds it started again, as a kubelet would; where it ends by itself, so does the cluster.
 api_server() {

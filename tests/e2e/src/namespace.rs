@@ -133,7 +133,8 @@ impl Namespace {
     pub fn delete(&self) -> Result<()> {
         // The releases go first, while the rest still stands, so that the operator can bring traffic back in order.
         self.ask(&["delete", "canaryreleases.canary-operator.dev", "--all", "--wait=false"])?;
-        self.cluster.ask(&["delete", "namespace", &self.name, "--wait=false"])?;
+        self.cluster
+            .ask(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"])?;
         Ok(())
     }
 

@@ -5,7 +5,11 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
@@ -14,12 +18,18 @@ use serde_json::Value;
 
 use crate::{cluster::Cluster, operator::NAME};
 
-/// One write that was answered.
+/// One write; or an Ingress that was read by its name.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// When it was answered.
+    /// By which the stages of one request are known.
+    id: String,
+    /// When it reached the API server.
+    received: Timestamp,
+    /// When it was answered; when it came where it never was.
     pub at: Timestamp,
-    /// `create`, `update`, `patch` or `delete`.
+    /// Whether it was answered: what was under way when the API server was killed never is.
+    answered: bool,
+    /// `create`, `update`, `patch`, `delete` or `get`.
     pub verb: String,
     /// Whether it is of an operator.
     pub is_operators: bool,
@@ -38,8 +48,10 @@ pub struct Entry {
     /// Whether it was done.
     pub done: bool,
     /// Whether it may have been done though it was answered with a failure: an API server that was stalled carries out what waited
-    /// for it, and answers 504 where nobody waits for the answer any more.
+    /// for it, and answers 504 where nobody waits for the answer any more. So may what was never answered.
     pub in_doubt: bool,
+    /// Whether the object was there when this was carried out; none where the answer does not tell.
+    found: Option<bool>,
     /// What was sent.
     pub request: Value,
     /// What was answered: the object as stored, or a `Status`.
@@ -47,11 +59,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads a line of the log; nothing where it tells of no write, or of one that was only tried.
+    /// Reads a line of the log; nothing where it tells of no write and no Ingress, or of a write that was only tried.
     fn parse(line: &str) -> Result<Option<Self>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Line {
+            #[serde(default, rename = "auditID")]
+            audit_id: String,
             stage: String,
             #[serde(rename = "requestURI")]
             request_uri: String,
@@ -66,6 +80,7 @@ impl Entry {
             request_object: Value,
             #[serde(default)]
             response_object: Value,
+            request_received_timestamp: Option<Timestamp>,
             stage_timestamp: Timestamp,
         }
         // Whoever gave up before he was known has no name.
@@ -89,14 +104,24 @@ impl Entry {
             code: u16,
         }
 
-        // Most lines tell of reading, and are left unread.
-        if !line.contains(r#""level":"RequestResponse""#) {
+        if !matters(line) {
             return Ok(None);
         }
         let line: Line = serde_json::from_str(line).with_context(|| format!("the audit log has the line {line}"))?;
-        if line.stage != "ResponseComplete" || line.request_uri.contains("dryRun=") {
+        let answered = match &*line.stage {
+            "ResponseComplete" | "Panic" => true,
+            "RequestReceived" => false,
+            _ => return Ok(None),
+        };
+        // What is read at a version comes from a cache, which may be late.
+        let tells_nothing = line.verb == "get" && (!answered || line.request_uri.contains("resourceVersion="));
+        if tells_nothing || line.request_uri.contains("dryRun=") {
             return Ok(None);
         }
+        let code = match &*line.stage {
+            "Panic" => 500,
+            _ => line.response_status.code,
+        };
         let mut extra = line.user.extra;
         let mut told = |name: &str| extra.remove(&format!("authentication.kubernetes.io/{name}"))?.pop();
         let process = told("pod-name").or_else(|| told("credential-id")).unwrap_or_default();
@@ -105,7 +130,11 @@ impl Entry {
             name => name.to_owned(),
         };
         Ok(Some(Self {
+            id: line.audit_id,
+            received: line.request_received_timestamp.unwrap_or(line.stage_timestamp),
             at: line.stage_timestamp,
+            answered,
+            found: found(&line.verb, code).filter(|_| answered),
             verb: line.verb,
             is_operators: line.user.username == format!("system:serviceaccount:{NAME}:{NAME}"),
             is_persons: !line.user.username.is_empty() && !line.user.username.starts_with("system:"),
@@ -114,12 +143,44 @@ impl Entry {
             subresource: line.object_ref.subresource,
             namespace: line.object_ref.namespace,
             name,
-            done: (200..300).contains(&line.response_status.code),
-            in_doubt: line.response_status.code >= 500,
+            done: answered && (200..300).contains(&code),
+            in_doubt: !answered || code >= 500,
             request: line.request_object,
             response: line.response_object,
         }))
     }
+}
+
+/// Most lines tell of reading, and are left unread.
+fn matters(line: &str) -> bool {
+    line.contains(r#""level":"RequestResponse""#)
+        || (line.contains(r#""verb":"get""#) && line.contains(r#""resource":"ingresses""#))
+}
+
+/// Whether the object was there, by how this was answered.
+fn found(verb: &str, code: u16) -> Option<bool> {
+    match (verb, code) {
+        (_, 201) => Some(false),
+        // What is created may miss its namespace.
+        ("create", 404) => None,
+        (_, 404) => Some(false),
+        (_, 200 | 202 | 409) => Some(true),
+        _ => None,
+    }
+}
+
+/// Without what is told by two stages: that a request came says nothing where it was answered.
+fn once_each(mut entries: Vec<Entry>) -> Vec<Entry> {
+    let answered = entries.iter().filter(|entry| entry.answered);
+    let answered: BTreeSet<_> = answered.map(|entry| entry.id.clone()).collect();
+    entries.retain(|entry| entry.answered || !answered.contains(&entry.id));
+    entries
+}
+
+/// An API server that is killed leaves half a line, which the next one goes on with.
+fn after_a_kill(line: &str) -> &str {
+    let begins = line.rfind(r#"{"kind":"Event","apiVersion":"audit.k8s.io/"#);
+    begins.and_then(|at| line.get(at..)).unwrap_or(line)
 }
 
 /// All writes of a cluster so far.
@@ -147,7 +208,8 @@ impl Log {
             let text = fs::read_to_string(&part)?;
             // The last line may be half written.
             for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                entries.extend(Entry::parse(line)?);
+                entries
+                    .extend(Entry::parse(line).or_else(|error| Entry::parse(after_a_kill(line)).map_err(|_| error))?);
             }
         }
         ensure!(
@@ -155,6 +217,7 @@ impl Log {
             "the audit log {} tells of no write",
             file.display()
         );
+        let mut entries = once_each(entries);
         entries.sort_by_key(|entry| entry.at);
         Ok(Self { entries })
     }
@@ -176,7 +239,8 @@ impl Log {
 
     /// The writes of operators that were done, without those by which they lead.
     pub fn of_operators(&self) -> impl Iterator<Item = &Entry> {
-        let counts = |entry: &&Entry| entry.is_operators && entry.done && entry.resource != "leases";
+        let counts =
+            |entry: &&Entry| entry.is_operators && entry.done && entry.verb != "get" && entry.resource != "leases";
         self.entries.iter().filter(counts)
     }
 

@@ -1,10 +1,13 @@
 //! The rules, each by its number in the list of what must hold: S1, S3 to S12 as far as writes alone can tell, and L3.
 
+mod doubts;
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use self::doubts::Doubt;
 use super::{Entry, Judged, text};
 use crate::release::{COMMAND, LABEL};
 
@@ -16,6 +19,7 @@ const LATE: SignedDuration = SignedDuration::from_secs(3);
 const IDLE: std::ops::Range<SignedDuration> = SignedDuration::from_secs(5)..SignedDuration::from_secs(60);
 
 const NGINX: &str = "/metadata/annotations/nginx.ingress.kubernetes.io~1canary";
+const WEIGHT: &str = "nginx.ingress.kubernetes.io/canary-weight";
 
 pub fn judge(entries: &[Entry]) -> Judged {
     let mut court = Court::default();
@@ -52,6 +56,8 @@ struct Space {
     touched: Option<Timestamp>,
     /// Changes of canary Ingresses that may have been made.
     doubted: BTreeMap<String, Entry>,
+    /// Canary Ingresses whose deletion may have been done.
+    perhaps_gone: BTreeMap<String, Doubt>,
 }
 
 /// What is remembered of a release beside its objects.
@@ -76,6 +82,12 @@ impl Court {
             return;
         }
         let space = self.spaces.entry(entry.namespace.clone()).or_default();
+        if entry.resource == "ingresses" {
+            self.judged.broken.extend(space.settle_deletion(entry));
+        }
+        if entry.verb == "get" {
+            return;
+        }
         let mut broken = Vec::new();
         if entry.is_operators && entry.resource == "ingresses" {
             space.settle(entry);
@@ -83,7 +95,7 @@ impl Court {
         if entry.is_operators {
             let mut look = |what| *self.judged.looked.entry(what).or_default() += 1;
             look("writes");
-            if !names_its_version(entry) {
+            if !was_left_unread(entry) && !names_its_version(entry) {
                 broken.push("S9: it is bound to no version".to_owned());
             }
             // One that comes late and is refused did no harm: the version that it names is the last fence.
@@ -93,19 +105,33 @@ impl Court {
             }
         }
         if entry.done {
+            if !entry.is_operators {
+                space.take_away(entry);
+            }
             space.apply(entry);
+            if entry.resource == "canaryreleases" {
+                space.settle_told();
+            }
+        } else if entry.in_doubt {
+            space.doubt(entry);
         }
-        let Entry {
-            at,
-            verb,
-            resource,
-            namespace,
-            name,
-            ..
-        } = entry;
-        let tell = |what: String| format!("{what} ({at}: {verb} {resource} {namespace}/{name})");
-        self.judged.broken.extend(broken.into_iter().map(tell));
+        self.judged
+            .broken
+            .extend(broken.into_iter().map(|what| tell(&what, entry)));
     }
+}
+
+/// What is broken, and by what.
+fn tell(what: &str, entry: &Entry) -> String {
+    let Entry {
+        at,
+        verb,
+        resource,
+        namespace,
+        name,
+        ..
+    } = entry;
+    format!("{what} ({at}: {verb} {resource} {namespace}/{name})")
 }
 
 impl Leading {
@@ -132,6 +158,12 @@ impl Leading {
     }
 }
 
+/// What was not done, and whose body the log does not have: it was refused before anybody read that, by an API server, for one,
+/// that has just started and does not know yet who is granted what (soak). It did nothing, and what it named is not known.
+fn was_left_unread(entry: &Entry) -> bool {
+    !entry.done && entry.request.is_null()
+}
+
 /// S9: what moves traffic or touches anybody's objects is bound to what was read.
 fn names_its_version(entry: &Entry) -> bool {
     let told = |path| !text(&entry.request, path).is_empty();
@@ -152,7 +184,7 @@ impl Space {
 
     /// The canary Ingresses of a release.
     fn canaries<'a>(&'a self, release: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        let ours = move |object: &Value| text(object, "/metadata/labels/canary-operator.dev~1release") == release;
+        let ours = move |object: &Value| release_of(object) == release;
         let ingresses = self.objects.iter().filter(|((resource, _), _)| resource == "ingresses");
         ingresses
             .filter(move |(_, object)| ours(object))
@@ -181,12 +213,9 @@ impl Space {
         let key = (entry.resource.clone(), entry.name.clone());
         let response = &entry.response;
         let is_going = !response["metadata"]["deletionTimestamp"].is_null();
-        let is_held = response["metadata"]["finalizers"]
-            .as_array()
-            .is_some_and(|held| !held.is_empty());
         let is_gone = match &*entry.verb {
-            "delete" => !(is_going && is_held),
-            _ => is_going && !is_held,
+            "delete" => !(is_going && is_held(response)),
+            _ => is_going && !is_held(response),
         };
         if entry.is_persons {
             self.touched = Some(entry.at);
@@ -204,28 +233,43 @@ impl Space {
         }
     }
 
-    /// What was in doubt was done where the status has told its weight since; it is judged by what it led to.
+    /// What was in doubt was done or not once something else is written.
     fn settle(&mut self, entry: &Entry) {
-        if let Some(mut doubted) = self.doubted.remove(&entry.name)
-            && let Some(before) = self.object("ingresses", &entry.name).cloned()
-        {
-            doubted.response = before.clone();
-            json_patch::merge(&mut doubted.response, &doubted.request);
-            let release = text(&before, "/metadata/labels/canary-operator.dev~1release").to_owned();
-            let told = self
-                .object("canaryreleases", &release)
-                .map(|told| text(told, "/status/weight"));
-            if told
-                .and_then(|told| told.parse().ok())
-                .is_some_and(|told: f64| same(told, weight(&doubted.response)))
-            {
-                self.note_weight(&doubted, &release, Some(&before));
-                self.apply(&doubted);
-            }
-        }
+        self.settle_told();
+        self.doubted.remove(&entry.name);
         if entry.in_doubt && entry.verb == "patch" {
             self.doubted.insert(entry.name.clone(), entry.clone());
         }
+    }
+
+    /// What was in doubt was done where the status has told its weight since; it is judged by what it led to.
+    fn settle_told(&mut self) {
+        for (name, mut doubted) in std::mem::take(&mut self.doubted) {
+            let Some((release, response)) = self.told(&doubted) else {
+                self.doubted.insert(name, doubted);
+                continue;
+            };
+            let before = self.object("ingresses", &name).cloned();
+            doubted.response = response;
+            self.note_weight(&doubted, &release, before.as_ref());
+            self.apply(&doubted);
+        }
+    }
+
+    /// The release whose status tells that this was done, and the Ingress as it is then.
+    fn told(&self, doubted: &Entry) -> Option<(String, Value)> {
+        let mut ingress = self.object("ingresses", &doubted.name)?.clone();
+        let (release, was) = (release_of(&ingress).to_owned(), weight(&ingress));
+        let status = self.object("canaryreleases", &release)?;
+        let told: f64 = text(status, "/status/weight").parse().ok()?;
+        let sent = match &doubted.request {
+            // The log does not have what was sent where that was never answered: what is told now, and was not before.
+            Value::Null if !same(told, was) => &json!({"metadata": {"annotations": {WEIGHT: told.to_string()}}}),
+            Value::Null => return None,
+            sent => sent,
+        };
+        json_patch::merge(&mut ingress, sent);
+        same(told, weight(&ingress)).then_some((release, ingress))
     }
 
     fn remember(&mut self, entry: &Entry, is_gone: bool) {
@@ -330,7 +374,7 @@ impl Space {
         faults
     }
 
-    fn of_status(&self, entry: &Entry, before: Option<&Value>) -> Vec<String> {
+    fn of_status(&mut self, entry: &Entry, before: Option<&Value>) -> Vec<String> {
         let mut faults = Vec::new();
         let status = |object: &Value| object["status"].clone();
         if entry.subresource == "status" && before.is_some_and(|before| status(before) == status(&entry.response)) {
@@ -342,6 +386,9 @@ impl Space {
             if !left.is_empty() {
                 faults.push(format!("S10: the release ends and leaves {}", left.join(", ")));
             }
+            self.excuse(entry, &entry.name, |name, _| {
+                Some(format!("S10: the release ends and leaves {name}"))
+            });
         }
         faults
     }
@@ -434,10 +481,7 @@ impl Space {
     fn overlap(&self, entry: &Entry, release: &str) -> Option<String> {
         let ours = routes(&entry.response);
         let others = self.objects.iter().filter(|((resource, name), object)| {
-            resource == "ingresses"
-                && *name != entry.name
-                && exposes(object)
-                && text(object, "/metadata/labels/canary-operator.dev~1release") != release
+            resource == "ingresses" && *name != entry.name && exposes(object) && release_of(object) != release
         });
         let mut overlapping = others.filter(|(_, object)| routes(object).iter().any(|route| ours.contains(route)));
         overlapping.next().map(|((_, name), _)| name.clone())
@@ -451,26 +495,29 @@ impl Space {
             .any(|(name, object)| name != entry.name && exposes(object));
         let release = self.releases.entry(release.to_owned()).or_default();
         let now = if deletes { 0.0 } else { weight(&entry.response) };
+        // One that was in doubt may have been done before what was answered meanwhile.
+        let latest = |known: Option<Timestamp>| known.max(Some(entry.at));
         if !before.is_some_and(|before| same(weight(before), now)) {
             release.since.insert(entry.name.clone(), entry.at);
         }
         if deletes {
             release.since.remove(&entry.name);
-            if before.is_some_and(exposes) {
-                release.withdrawn = Some(entry.at);
+            if entry.is_operators && before.is_some_and(exposes) {
+                release.withdrawn = latest(release.withdrawn);
             }
         }
         if leads {
             (release.exposed, release.drained) = (true, None);
         } else if before.is_some_and(exposes) && !others {
-            release.drained = Some(entry.at);
+            release.drained = latest(release.withdrawn);
         }
     }
 
     /// S5
     fn of_canary(&mut self, entry: &Entry, release: &str, before: Option<&Value>) -> Vec<String> {
         let replicas = |object: &Value| object["spec"]["replicas"].as_u64().unwrap_or(1);
-        let (deletes, share) = (entry.verb == "delete", self.weight(release) / 100.0);
+        let deletes = entry.verb == "delete";
+        let share = self.weight(release).max(self.weight_in_doubt(release).unwrap_or(0.0)) / 100.0;
         let shrinks = before
             .is_some_and(|before| entry.resource == "deployments" && replicas(&entry.response) < replicas(before));
         if !deletes && !shrinks {
@@ -488,9 +535,13 @@ impl Space {
         if !deletes && share > 0.0 && replicas(&entry.response) as f64 >= need.ceil() {
             return Vec::new();
         }
+        let still_led = |name: &str| format!("S5: version 2 goes while {name} leads to it");
         if let Some(leading) = leading {
-            return vec![format!("S5: version 2 goes while {leading} leads to it")];
+            return vec![still_led(&leading)];
         }
+        self.excuse(entry, release, |name, ingress| {
+            exposes(ingress).then(|| still_led(name))
+        });
         let known = self.releases.entry(release.to_owned()).or_default();
         if known.exposed
             && known
@@ -537,12 +588,24 @@ impl Space {
                 ));
             }
         }
-        if shifts && self.canaries(&release).next().is_none() {
+        let perhaps_all = self.weight_in_doubt(&release).is_some_and(|weight| weight >= 100.0);
+        if shifts && self.canaries(&release).next().is_none() && !perhaps_all {
             faults.push("S6: the stable Deployment is replaced while no canary Ingress is there".to_owned());
         }
         self.releases.entry(release).or_default().replaced = true;
         faults
     }
+}
+
+/// Whose canary this is; empty where it is nobody's.
+fn release_of(object: &Value) -> &str {
+    text(object, "/metadata/labels/canary-operator.dev~1release")
+}
+
+/// Whether somebody's finalizer keeps it from going.
+fn is_held(object: &Value) -> bool {
+    let held = object["metadata"]["finalizers"].as_array();
+    held.is_some_and(|held| !held.is_empty())
 }
 
 fn annotation<'a>(ingress: &'a Value, rest: &str) -> &'a str {

@@ -8,7 +8,7 @@ use std::{
     env,
     fmt::Debug,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -39,6 +39,12 @@ const RATE: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long what is broken on purpose may keep a caller from being answered.
 const PATIENCE: Duration = Duration::from_secs(400);
+/// How long something may stay while nothing is broken. Where the API server fails them again and again, the watches of the garbage
+/// collector, of the kubelet and of the controllers wait up to a minute before they try again; the garbage collector looks for new
+/// kinds every half minute, one thing goes after the other, and pods have half a minute to end.
+const CALM: Duration = Duration::from_secs(300);
+/// Requests are sent for so long at most: there is more than one wait, each with all the patience there is.
+const LOADED: Duration = Duration::from_secs(3600);
 /// From one fault to the next at least, and what may be added.
 const PAUSE: (u64, u64) = (15, 30);
 /// How often memory is looked at.
@@ -91,6 +97,33 @@ const STORIES: [Story; 7] = [
     Story::Paused,
 ];
 
+/// Whether things may be broken. A fault every half minute can keep watches that wait between two tries from whatever they wait
+/// for, as long as that goes on: what was not collected then is no finding, nor what could not be asked for (soak). What stays
+/// though nothing is broken is.
+#[derive(Default)]
+struct Peace(RwLock<()>);
+
+impl Peace {
+    /// Breaks something once nobody needs peace.
+    fn break_with<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _broken = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        act()
+    }
+
+    /// Waits for something, first while things are broken, then while nothing is.
+    fn unless_it_stays(
+        &self,
+        (patience, calm): (Duration, Duration),
+        mut act: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        if within(patience, &mut act).is_ok() {
+            return Ok(());
+        }
+        let _calm = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        within(calm, act).context("nothing was broken meanwhile")
+    }
+}
+
 /// What breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -135,6 +168,7 @@ struct Soak {
     operator: &'static Operator,
     control_plane: ControlPlane,
     report: Mutex<Report>,
+    peace: Peace,
     over: AtomicBool,
     begun: Instant,
     since: Timestamp,
@@ -160,6 +194,7 @@ fn main() -> Result<()> {
         operator: Operator::installed(cluster)?,
         control_plane: ControlPlane::of(cluster).context("the cluster's node is out of reach")?,
         report: Mutex::default(),
+        peace: Peace::default(),
         over: AtomicBool::new(false),
         begun: Instant::now(),
         since: Timestamp::now(),
@@ -217,7 +252,7 @@ impl Soak {
         let host = format!("{}.test", namespace.name());
         let app = App::new("shop", &host);
         patiently(|| app.deploy(&namespace))?;
-        let load = Load::start(self.cluster, &host, RATE, LONGEST * 2)?;
+        let load = Load::start(self.cluster, &host, RATE, LOADED)?;
         let steps = json!([{"weight": 20, "hold": "5s"}, {"weight": 50, "hold": "5s"}]);
         let mut release = app.release_of_v3(json!({"steps": steps}));
         if story == Story::Failing {
@@ -281,7 +316,8 @@ impl Soak {
                 })
             })?;
         }
-        patiently(|| nothing_of_the_canary_left(&namespace))?;
+        self.peace
+            .unless_it_stays((PATIENCE, CALM), || nothing_of_the_canary_left(&namespace))?;
         self.count(story, &load.stop()?)?;
         patiently(|| namespace.delete_and_wait())
     }
@@ -332,7 +368,7 @@ impl Soak {
             }
             let fault = dice.one_of(&faults);
             println!("{} {fault:?}", Timestamp::now());
-            match self.breaks(fault, dice) {
+            match self.peace.break_with(|| self.breaks(fault, dice)) {
                 Ok(()) => *self.report().faults.entry(fault).or_default() += 1,
                 Err(error) => self.find(&fault, &error),
             }
@@ -453,8 +489,12 @@ impl Soak {
 }
 
 /// Tries again while what is broken on purpose keeps it from being done.
-fn patiently<T>(mut act: impl FnMut() -> Result<T>) -> Result<T> {
-    until("it is done", PATIENCE, || {
+fn patiently<T>(act: impl FnMut() -> Result<T>) -> Result<T> {
+    within(PATIENCE, act)
+}
+
+fn within<T>(patience: Duration, mut act: impl FnMut() -> Result<T>) -> Result<T> {
+    until("it is done", patience, || {
         Ok(act().map_err(|error| format!("{error:#}")))
     })
 }
@@ -463,4 +503,35 @@ fn median(samples: &[f64]) -> f64 {
     let mut samples = samples.to_vec();
     samples.sort_by(f64::total_cmp);
     samples.get(samples.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT_ONCE: (Duration, Duration) = (Duration::ZERO, Duration::ZERO);
+
+    #[test]
+    fn what_goes_once_nothing_is_broken_any_more_is_no_finding() {
+        let peace = Peace::default();
+        let collected = || {
+            // Who is in peace keeps everybody from breaking anything.
+            ensure!(peace.0.try_write().is_err(), "the API server was killed again");
+            Ok(())
+        };
+        assert!(peace.unless_it_stays(AT_ONCE, collected).is_ok());
+        assert!(peace.break_with(|| peace.0.try_read().is_err()));
+    }
+
+    #[test]
+    fn what_stays_though_nothing_is_broken_is_a_finding() {
+        let error = Peace::default()
+            .unless_it_stays(AT_ONCE, || bail!("pod/shop-canary"))
+            .unwrap_err();
+        assert!(
+            format!("{error:#}").starts_with("nothing was broken meanwhile: ")
+                && format!("{error:#}").ends_with("pod/shop-canary"),
+            "{error:#}"
+        );
+    }
 }
