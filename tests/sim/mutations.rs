@@ -4,13 +4,13 @@ use crate::{
     lab::{Lab, canary, lab_with},
     properties,
     scenario::Scenario,
-    sweep::on_threads,
+    sweep::{AWAY, DEAF, away, on_threads},
 };
 use canary_operator::{
     api::{Stage, Verdict},
     controller::Settings,
     observe::Observed,
-    rehearse::actors::behaviour::Answers,
+    rehearse::{World, actors::behaviour::Answers, nginx::Scrapes},
     release::{Decide, Decision, Kind, Op, Write, decide},
     routing::Routing,
 };
@@ -27,7 +27,7 @@ struct Mutation {
     caught_by: &'static str,
 }
 
-const MUTATIONS: [Mutation; 12] = [
+const MUTATIONS: [Mutation; 14] = [
     Mutation {
         bug: "writes name no resourceVersion",
         decide: |seen, routing, settle, now| {
@@ -55,7 +55,9 @@ const MUTATIONS: [Mutation; 12] = [
                 .release
                 .rollout()
                 .is_some_and(|rollout| rollout.stage == Stage::Promoting);
-            decide(seen, routing, if promoting { Duration::ZERO } else { settle }, now)
+            let mut seen = seen.clone();
+            seen.judged.led.stable = None;
+            decide(&seen, routing, if promoting { Duration::ZERO } else { settle }, now)
         },
         caught_by: "S6",
     },
@@ -160,6 +162,24 @@ const MUTATIONS: [Mutation; 12] = [
         },
         caught_by: "L1",
     },
+    Mutation {
+        bug: "everybody hears of everything at once",
+        decide: |seen, routing, settle, now| {
+            let mut seen = seen.clone();
+            seen.outage = None;
+            decide(&seen, routing, settle, now)
+        },
+        caught_by: "requests failed",
+    },
+    Mutation {
+        bug: "nobody asks who still leads requests to version 2",
+        decide: |seen, routing, settle, now| {
+            let mut seen = seen.clone();
+            seen.judged.led.canary = None;
+            decide(&seen, routing, settle, now)
+        },
+        caught_by: "requests failed",
+    },
 ];
 
 fn pods_first(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Timestamp) -> Decision {
@@ -194,9 +214,13 @@ enum Trial {
     FallsSilent,
     /// Somebody pauses the release at its first step.
     Paused,
+    /// Somebody aborts the release right after nobody reached the API server, and no controller tells its metrics.
+    Away,
+    /// Somebody aborts it while ingress-nginx is cut off.
+    Deaf,
 }
 
-const TRIALS: [Trial; 8] = [
+const TRIALS: [Trial; 10] = [
     Trial::Of(Scenario::Good),
     Trial::Of(Scenario::CrashMidway),
     Trial::Of(Scenario::Deleted),
@@ -205,6 +229,8 @@ const TRIALS: [Trial; 8] = [
     Trial::Silence,
     Trial::FallsSilent,
     Trial::Paused,
+    Trial::Away,
+    Trial::Deaf,
 ];
 
 /// Everything that is found wrong.
@@ -219,6 +245,7 @@ fn findings(trial: Trial, decide: Decide) -> Vec<String> {
         weights.into_iter().find(|weight| !allowed.contains(&weight.as_str()))
     };
     let rises = match trial {
+        Trial::Away | Trial::Deaf => None,
         Trial::Of(scenario) => {
             let (outcome, image) = scenario.end();
             let end = (run.outcome(), run.stable_image());
@@ -267,6 +294,19 @@ async fn undergo(trial: Trial, lab: &Lab) {
                 lab.step("1/3").await;
                 lab.edit_release(|release| release["spec"]["paused"] = json!(true));
             }
+            Trial::Away | Trial::Deaf => {
+                lab.step("2/3").await;
+                let World { server, nginx, .. } = &lab.world;
+                match trial {
+                    Trial::Away => {
+                        away(server, nginx, AWAY);
+                        nginx.scrapes(Scrapes::Say(String::new()));
+                    }
+                    _ => nginx.deafen(DEAF),
+                }
+                lab.pass(5).await;
+                lab.command("abort", "");
+            }
             Trial::Harm | Trial::Silence => {}
         }
         lab.pass(180).await;
@@ -281,7 +321,7 @@ async fn undergo(trial: Trial, lab: &Lab) {
 }
 
 #[test]
-fn each_of_a_dozen_deliberate_bugs_is_caught_by_a_property() {
+fn each_deliberate_bug_is_caught_by_a_property() {
     let correct: Decide = decide;
     let sound = on_threads(&TRIALS, |trial| {
         findings(*trial, correct)

@@ -179,22 +179,22 @@ impl Fault {
     }
 }
 
-/// Nobody reaches the API server for a few seconds, and ingress-nginx, whose watches wait longer and longer before they try
-/// again, is cut off for as long as that may last.
-pub fn away(server: &ApiServer, nginx: &Nginx) {
-    const AWAY: Duration = Duration::from_secs(3);
-    const BACK_OFF: Duration = Duration::from_secs(55);
+/// For how long nobody reaches the API server, and how much longer ingress-nginx may be without it then, whose watches wait longer
+/// and longer before they try again.
+pub const AWAY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(55));
+
+pub fn away(server: &ApiServer, nginx: &Nginx, (length, back_off): (Duration, Duration)) {
     server.go_away();
-    nginx.deafen(AWAY + BACK_OFF);
+    nginx.deafen(length + back_off);
     let server = server.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(AWAY).await;
+        tokio::time::sleep(length).await;
         server.come_back();
     });
 }
 
 /// As long as client-go takes to notice that a connection is gone without a word.
-const DEAF: Duration = Duration::from_secs(45);
+pub const DEAF: Duration = Duration::from_secs(45);
 
 struct Injector {
     fault: Fault,
@@ -295,7 +295,7 @@ impl Interceptor for Injector {
                 After::Crash
             }
             ServerAway => {
-                away(&self.server, &self.nginx);
+                away(&self.server, &self.nginx, AWAY);
                 After::Pass
             }
             ControllersDeaf => {
