@@ -32,6 +32,9 @@ const QUIET: Duration = Duration::from_secs(3);
 /// take longer, and an Ingress that nobody here knows of lead there for ever.
 const STRAY: Duration = Duration::from_secs(120);
 
+/// It is told where it goes on for so long.
+const WORTH_A_WORD: Duration = Duration::from_secs(10);
+
 /// What is told while pods are waited for that a weight needs.
 pub(super) const SCALING: &str = "ScalingCanary";
 
@@ -496,9 +499,14 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// When what was written at `since` is known by everybody.
+    pub fn settled_at(&self, since: Timestamp) -> Timestamp {
+        self.settling().end(self.counted_from(since))
+    }
+
     /// How long it takes until what was written at `since` is known by everybody; zero when it is.
     pub fn unsettled(&self, since: Timestamp) -> Duration {
-        self.until(self.settling().end(self.counted_from(since)), Duration::ZERO)
+        self.until(self.settled_at(since), Duration::ZERO)
     }
 
     /// How long it is waited on for who has not heard of what was written at `since`, and led a request the old way when `led`.
@@ -507,8 +515,13 @@ impl<'a> Draft<'a> {
         quiet.min(self.patience(since))
     }
 
+    /// Whether who has not heard of what was written at `since`, and led a request the old way when `led`, is worth a word.
+    pub fn leads_on(&self, since: Timestamp, led: Option<Timestamp>) -> bool {
+        self.patience(since) + WORTH_A_WORD < STRAY && !self.still_led(since, led).is_zero()
+    }
+
     fn patience(&self, since: Timestamp) -> Duration {
-        self.until(self.settling().end(self.counted_from(since)), STRAY)
+        self.until(self.settled_at(since), STRAY)
     }
 
     /// Why version 2's pods outlive their traffic by more than the settle time, as a clause.
@@ -523,7 +536,7 @@ impl<'a> Draft<'a> {
                 clock(outage.until, self.now),
                 clock(self.now + left, self.now)
             ),
-            _ if left.is_zero() && !self.still_led(since, self.seen.judged.led.canary).is_zero() => format!(
+            _ if self.leads_on(since, self.seen.judged.led.canary) => format!(
                 "; some ingress-nginx controller still leads requests to its pods, which stay until it has heard of this, at the latest until {}",
                 clock(self.now + self.patience(since), self.now)
             ),

@@ -193,10 +193,9 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
         return None;
     }
     draft.look_again(left.max(stray));
-    let next = if left.is_zero() {
-        "as soon as no ingress-nginx controller leads requests there any more".to_owned()
-    } else {
-        format!("at {}", clock(draft.now + left, draft.now))
+    let next = match draft.leads_on(written, draft.seen.judged.led.stable) {
+        true => "as soon as no ingress-nginx controller leads requests there any more".to_owned(),
+        false => format!("at {}", clock(draft.settled_at(written), draft.now)),
     };
     let message = format!(
         "{}% of the requests go to version 2's canary; Deployment {stable} is next {next}",

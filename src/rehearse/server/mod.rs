@@ -30,7 +30,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 use store::{DeleteOptions, Store, Version, WriteOptions};
@@ -49,7 +52,9 @@ struct Shared {
     clock: VirtualClock,
     store: Mutex<Store>,
     changed: signal::Sender<u64>,
-    away: signal::Sender<bool>,
+    away: AtomicBool,
+    /// Wakes in the order in which it is waited for, which `changed` does not: whose connections end together come back in it.
+    gone: Notify,
     interceptor: Mutex<Arc<dyn Interceptor>>,
     records: Mutex<Vec<Record>>,
     logs: Mutex<BTreeMap<(Key, String), ContainerLog>>,
@@ -79,7 +84,8 @@ impl ApiServer {
             clock,
             store: Mutex::new(Store::new(clock, seed)),
             changed: signal::channel(0).0,
-            away: signal::channel(false).0,
+            away: AtomicBool::new(false),
+            gone: Notify::new(),
             interceptor: Mutex::new(Arc::new(NoFaults)),
             records: Mutex::default(),
             logs: Mutex::default(),
@@ -214,22 +220,26 @@ impl ApiServer {
 
     /// Nobody reaches it from now on: connections are refused, and those that are open end.
     pub fn go_away(&self) {
-        self.shared.away.send_replace(true);
+        self.shared.away.store(true, Ordering::SeqCst);
+        self.shared.gone.notify_waiters();
     }
 
     /// It can be reached again.
     pub fn come_back(&self) {
-        self.shared.away.send_replace(false);
+        self.shared.away.store(false, Ordering::SeqCst);
     }
 
     fn is_away(&self) -> bool {
-        *self.shared.away.borrow()
+        self.shared.away.load(Ordering::SeqCst)
     }
 
     /// Returns when it cannot be reached.
     async fn away(&self) {
-        // The sender lives as long as this does.
-        let _ = self.shared.away.subscribe().wait_for(|away| *away).await;
+        let mut gone = std::pin::pin!(self.shared.gone.notified());
+        gone.as_mut().enable();
+        if !self.is_away() {
+            gone.await;
+        }
     }
 
     /// Waits until the interceptor lets the client of this name die.

@@ -130,7 +130,9 @@ fn pods_do_not_stay_for_ever_for_requests_that_somebody_else_leads_to_them() {
 
 #[test]
 fn version_1_is_not_replaced_while_a_controller_still_leads_requests_to_it() {
-    let world = world().promoting().later(8).meeting_version_1();
+    let told = world().promoting().later(8).meeting_version_1().rounds(1);
+    assert!(!told.message().contains("controller"), "{}", told.message());
+    let world = told.later(9).meeting_version_1();
     assert!(!world.replaces());
     let world = world.rounds(1);
     assert!(
