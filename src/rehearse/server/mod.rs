@@ -53,7 +53,6 @@ struct Shared {
     store: Mutex<Store>,
     changed: signal::Sender<u64>,
     away: AtomicBool,
-    /// Wakes in the order in which it is waited for, which `changed` does not: whose connections end together come back in it.
     gone: Notify,
     interceptor: Mutex<Arc<dyn Interceptor>>,
     records: Mutex<Vec<Record>>,
@@ -233,13 +232,16 @@ impl ApiServer {
         self.shared.away.load(Ordering::SeqCst)
     }
 
-    /// Returns when it cannot be reached.
-    async fn away(&self) {
+    /// Returns when a connection is lost for it cannot be reached. One after the other, or whoever comes back would do so in an
+    /// order that no seed decides.
+    async fn lost(&self, record: usize) {
         let mut gone = std::pin::pin!(self.shared.gone.notified());
         gone.as_mut().enable();
         if !self.is_away() {
             gone.await;
         }
+        let turn = u64::try_from(record % 1000).unwrap_or_default();
+        tokio::time::sleep(std::time::Duration::from_millis(turn)).await;
     }
 
     /// Waits until the interceptor lets the client of this name die.
@@ -287,9 +289,12 @@ impl ApiServer {
             records.push(Record::of(&call, self.shared.clock.now()));
             records.len() - 1
         };
+        if self.is_away() {
+            return Err(Unreachable);
+        }
         let response = tokio::select! {
             biased;
-            () = self.away() => return Err(Unreachable),
+            () = self.lost(record) => return Err(Unreachable),
             response = self.answer(call, record) => response,
         };
         if self.is_away() {
@@ -341,7 +346,11 @@ impl ApiServer {
             Answer::Json(code, body) => reply(code, "application/json", once(body.to_string())),
             Answer::Text(text) => reply(200, "text/plain", once(text)),
             Answer::Refused(refusal) => refused(&refusal),
-            Answer::Watch(selector) => reply(200, "application/json", watch::lines(self.clone(), call, selector)),
+            Answer::Watch(selector) => reply(
+                200,
+                "application/json",
+                watch::lines(self.clone(), (call, record), selector),
+            ),
         }
     }
 

@@ -18,6 +18,7 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 struct Watch {
     server: ApiServer,
     call: Call,
+    record: usize,
     selector: Selector,
     seen: u64,
     changed: Receiver<u64>,
@@ -28,7 +29,11 @@ struct Watch {
 }
 
 /// The body of the answer to a watch.
-pub fn lines(server: ApiServer, call: Call, selector: Selector) -> impl Stream<Item = Bytes> + Send + 'static {
+pub fn lines(
+    server: ApiServer,
+    (call, record): (Call, usize),
+    selector: Selector,
+) -> impl Stream<Item = Bytes> + Send + 'static {
     let now = Instant::now();
     let changed = server.changed();
     let seconds: Option<u64> = call.parameter("timeoutSeconds").parse().ok();
@@ -38,6 +43,7 @@ pub fn lines(server: ApiServer, call: Call, selector: Selector) -> impl Stream<I
     let mut watch = Watch {
         server,
         call,
+        record,
         selector,
         seen: from,
         changed,
@@ -76,7 +82,7 @@ impl Watch {
             if let Some(line) = self.ready.pop_front() {
                 return Some(line);
             }
-            if self.over || self.server.is_away() {
+            if self.over {
                 return None;
             }
             let (version, oldest) = self
@@ -147,7 +153,7 @@ impl Watch {
             biased;
             changed = self.changed.changed() => self.over = changed.is_err(),
             () = at(self.ends) => self.over = true,
-            () = self.server.away() => self.over = true,
+            () = self.server.lost(self.record) => self.over = true,
             () = at(self.bookmark) => {
                 self.bookmark = Some(Instant::now() + BOOKMARK_EVERY);
                 let mark = self.bookmark_line(false);

@@ -154,6 +154,8 @@ struct Report {
     /// How long each release took.
     releases: BTreeMap<Story, Vec<Duration>>,
     faults: BTreeMap<Fault, u64>,
+    /// When there was no ingress controller, for it was killed. One that is back before anybody notices is in no EndpointSlice.
+    killed: Vec<(Timestamp, Timestamp)>,
     /// Where releases were played.
     namespaces: BTreeSet<String>,
     requests: u64,
@@ -353,7 +355,15 @@ impl Soak {
     fn outages(&self) -> Result<Vec<(Timestamp, Timestamp)>> {
         let log = Log::of(self.cluster)?.context("the audit log is out of reach")?;
         let outages = log.outages("ingress-nginx", "ingress-nginx-controller").into_iter();
-        Ok(outages.filter(|(_, to)| *to >= self.since).collect())
+        let killed = self.report().killed.clone();
+        let mut all: Vec<_> = outages.filter(|(_, to)| *to >= self.since).chain(killed).collect();
+        all.sort();
+        all.dedup_by(|later, earlier| {
+            let same = later.0 <= earlier.1;
+            earlier.1 = earlier.1.max(if same { later.1 } else { earlier.1 });
+            same
+        });
+        Ok(all)
     }
 
     /// Breaks one thing after the other.
@@ -395,10 +405,12 @@ impl Soak {
             Fault::ControllerKilled => {
                 // One that has just died by itself cannot be killed.
                 let killed = controllers::kill(self.cluster).map(drop);
-                killed.or_else(|error| match self.outages()?.last() {
-                    Some((_, to)) if *to >= begun => Ok(()),
-                    _ => Err(error),
-                })
+                killed.or_else(|error| match self.outages()?.iter().any(|(_, to)| *to >= begun) {
+                    true => Ok(()),
+                    false => Err(error),
+                })?;
+                self.report().killed.push((begun, Timestamp::now()));
+                Ok(())
             }
         }
     }
