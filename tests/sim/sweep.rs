@@ -426,8 +426,6 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
             .iter()
             .any(|word| line.starts_with(word)),
-        // Whom nobody tells that pods are replaced leads requests to those that are gone, where no canary carries them.
-        ServerAway | ControllersDeaf if scenario.is_replaced_while_it_serves() => line.starts_with("requests failed"),
         // And who is denied for long says so.
         DeniedForLong => line.starts_with("stalled at"),
         // The last word on the stable Deployment that is never heard is told as a promotion that is stuck.
