@@ -17,7 +17,7 @@ mod split;
 
 pub use controllers::{Controller, Controllers, Listing};
 pub use counts::{Counts, Edge, Exposed, Interest, Led, Side, Status};
-pub use judge::{Answer, InForce, Judge, Judged, Look, Rule, Rules, Span};
+pub use judge::{Answer, InForce, Judge, Judged, Look, OFTEN, Rule, Rules, Span};
 pub use latency::{Millis, Quantile};
 pub use power::Plan;
 pub use scraper::{Fetch, Http, ScrapeError, Scraper, Subscription};

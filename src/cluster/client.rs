@@ -203,8 +203,8 @@ fn connector() -> HttpConnector {
     tcp
 }
 
-/// A client for a real cluster, whose writes are bound to a term, and which tells `contact` how it fares. As kube's own, but for the connector, and without its
-/// retries, which would block one call for up to six minutes.
+/// A client for a real cluster, whose writes are bound to a term, and which tells `contact` how it fares. As kube's own, but for
+/// the connector, and without its retries, which would block one call for up to six minutes.
 ///
 /// # Errors
 /// Where the configuration cannot be used, such as an unreadable CA file or a proxy.

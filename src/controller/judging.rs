@@ -2,7 +2,7 @@
 
 use crate::{
     analysis::{
-        Answer, Counts, Interest, Judge, Judged, Look, Rules, Scraper, Subscription,
+        Answer, Counts, Interest, Judge, Judged, Look, OFTEN, Rules, Scraper, Subscription,
         prometheus::{self, Prometheus, Template},
     },
     api::{CanaryRelease, CheckKind, Query, Source},
@@ -18,9 +18,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-
-/// While requests are taken away from version 2, pods wait for what is counted.
-const OFTEN: Duration = Duration::from_secs(1);
 
 /// Who counts requests and answers queries.
 #[derive(Clone, Default)]
@@ -201,6 +198,7 @@ impl Judging {
         };
         let judged = entry.judge.look(&look);
         if let Ok(counter) = &entry.counter {
+            // While requests are taken away from version 2, its pods wait for what is counted.
             let pace = if asked.drains { OFTEN } else { entry.judge.pace(&look) };
             counter.every(pace);
         }

@@ -524,23 +524,31 @@ impl<'a> Draft<'a> {
         self.until(self.settled_at(since), STRAY)
     }
 
+    /// Why what was written at `since` takes longer than the settle time to be known, as a clause; none where it does not.
+    pub fn late(&self, since: Timestamp) -> Option<String> {
+        let outage = self.seen.outage.as_ref()?;
+        let left = self.unsettled(since);
+        (left > self.until(self.counted_from(since), self.settle)).then(|| {
+            format!(
+                "; the API server was out of reach until {}, and ingress-nginx may hear of this as late as {}",
+                clock(outage.until, self.now),
+                clock(self.now + left, self.now)
+            )
+        })
+    }
+
     /// Why version 2's pods outlive their traffic by more than the settle time, as a clause.
     pub fn pods_stay(&self, drained_since: Option<&MicroTime>) -> String {
         let Some(since) = drained_since.map(|since| since.0) else {
             return String::new();
         };
-        let left = self.unsettled(since);
-        match &self.seen.outage {
-            Some(outage) if left > self.until(self.counted_from(since), self.settle) => format!(
-                "; the API server was out of reach until {}, so its pods stay until {}, when ingress-nginx has heard of this too",
-                clock(outage.until, self.now),
-                clock(self.now + left, self.now)
-            ),
-            _ if self.leads_on(since, self.seen.judged.led.canary) => format!(
+        match self.late(since) {
+            Some(late) => format!("{late}: its pods stay until then"),
+            None if self.leads_on(since, self.seen.judged.led.canary) => format!(
                 "; some ingress-nginx controller still leads requests to its pods, which stay until it has heard of this, at the latest until {}",
                 clock(self.now + self.patience(since), self.now)
             ),
-            _ => String::new(),
+            None => String::new(),
         }
     }
 

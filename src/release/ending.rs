@@ -234,7 +234,8 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
         }
         draft.look_again(left);
         let at = clock(draft.now + left, draft.now);
-        let message = format!("Deployment {name} has rolled out; requests return to it at {at}: {detail}");
+        let late = draft.late(since).unwrap_or_default();
+        let message = format!("Deployment {name} has rolled out; requests return to it at {at}: {detail}{late}");
         draft.say(Phase::RollingBack, "StableUpdated", message);
         draft.status.rollout = Some(rollout.clone());
         return Some(Flow::Wait);

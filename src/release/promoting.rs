@@ -197,8 +197,9 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
         true => "as soon as no ingress-nginx controller leads requests there any more".to_owned(),
         false => format!("at {}", clock(draft.settled_at(written), draft.now)),
     };
+    let late = draft.late(written).unwrap_or_default();
     let message = format!(
-        "{}% of the requests go to version 2's canary; Deployment {stable} is next {next}",
+        "{}% of the requests go to version 2's canary; Deployment {stable} is next {next}{late}",
         split.weight
     );
     draft.say(Phase::Promoting, "ShiftingTraffic", message);
@@ -373,7 +374,8 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     if !drained && !left.is_zero() {
         draft.look_again(left);
         let at = clock(draft.now + left, draft.now);
-        let message = format!("Deployment {name} runs version 2; requests return to it at {at}");
+        let late = draft.late(stable_since).unwrap_or_default();
+        let message = format!("Deployment {name} runs version 2; requests return to it at {at}{late}");
         draft.say(Phase::Promoting, "StableUpdated", message);
         draft.status.rollout = Some(rollout);
         return Flow::Wait;

@@ -9,7 +9,7 @@ mod words;
 
 pub use rules::{Rule, Rules};
 
-use super::{Counts, Side, counts::Led, sequential::Batch};
+use super::{Counts, Led, Side, sequential::Batch};
 use crate::api::{CheckKind, CheckStatus, Verdict, Weight};
 use case::Case;
 use jiff::Timestamp;
@@ -19,7 +19,8 @@ use std::{collections::BTreeMap, time::Duration};
 const GRACE: Duration = Duration::from_secs(10);
 /// After a raise requests are counted as often as that tells something.
 const CLOSELY: Duration = Duration::from_secs(30);
-const OFTEN: Duration = Duration::from_secs(1);
+/// As often as counting tells something: the controllers' own counters are about so late.
+pub const OFTEN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(5);
 /// Requests that are weighed together at least: the comparison uses what one fewer are worth.
 pub(super) const BATCH: u64 = 20;

@@ -360,7 +360,9 @@ impl Soak {
         all.sort();
         all.dedup_by(|later, earlier| {
             let same = later.0 <= earlier.1;
-            earlier.1 = earlier.1.max(if same { later.1 } else { earlier.1 });
+            if same {
+                earlier.1 = earlier.1.max(later.1);
+            }
             same
         });
         Ok(all)
