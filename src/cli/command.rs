@@ -10,7 +10,10 @@ use k8s_openapi::api::events::v1::Event;
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{ListParams, Patch, PatchParams},
-    runtime::watcher,
+    runtime::{
+        wait::{self, await_condition},
+        watcher,
+    },
 };
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
@@ -42,8 +45,10 @@ pub enum CommandError {
     Watch(#[from] watcher::Error),
     #[error("CanaryRelease {0} has not started a release yet: see kubectl get canaryrelease {0}")]
     NotStarted(String),
+    #[error("the release cannot be watched: {0}")]
+    Wait(#[from] wait::Error),
     #[error(
-        "CanaryRelease {name} has the command {command} already, which the operator has not answered: does it run?"
+        "CanaryRelease {name} has the command {command}, which the operator did not answer within {PATIENCE:?}: does it run?"
     )]
     Unanswered { name: String, command: String },
     #[error("CanaryRelease {0} went on in the meantime: look at it, and say it again")]
@@ -91,8 +96,9 @@ async fn give(options: &Options, asked: Asked) -> Result<bool, CommandError> {
     Ok(answer.reason.as_deref() == Some("CommandCarriedOut"))
 }
 
-/// Writes the command where it is still what is meant and no other awaits its answer. While a release is judged its status
-/// changes every few seconds: that another version is there is no obstacle by itself.
+/// Writes the command where it is still what is meant, and after those before it: the operator takes a command off only
+/// after it has answered it. While a release is judged its status changes every few seconds: that another version is there
+/// is no obstacle by itself.
 async fn write(
     api: &Api<CanaryRelease>,
     mut release: CanaryRelease,
@@ -102,8 +108,14 @@ async fn write(
     let name = release.name_any();
     for _ in 0..TRIES {
         if let Some(command) = commanded(&release) {
-            let command = command.to_owned();
-            return Err(CommandError::Unanswered { name, command });
+            let free = |release: Option<&CanaryRelease>| release.and_then(commanded).is_none();
+            let free = await_condition(api.clone(), &name, free);
+            let unanswered = |_| CommandError::Unanswered {
+                name: name.clone(),
+                command: command.to_owned(),
+            };
+            tokio::time::timeout(PATIENCE, free).await.map_err(unanswered)??;
+            release = api.get(&name).await?;
         }
         if meant(&release, asked)?.to_string() != text {
             break;

@@ -6,6 +6,7 @@ use crate::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
+    cluster::Outage,
     observe::{Observed, Workload, revision},
     render::{Owner, owned_by},
     routing::{Route, Routing, Services, Split},
@@ -509,6 +510,11 @@ impl<'a> Draft<'a> {
         self.until(self.settled_at(since), Duration::ZERO)
     }
 
+    /// The outage after which what is written now may not be heard of at once.
+    pub fn unheard(&self) -> Option<Outage> {
+        self.seen.outage.filter(|outage| outage.heard_by() > self.now)
+    }
+
     /// How long it is waited on for who has not heard of what was written at `since`, and led a request the old way when `led`.
     pub fn still_led(&self, since: Timestamp, led: Option<Timestamp>) -> Duration {
         let quiet = led.map_or(Duration::ZERO, |led| self.until(led, QUIET));
@@ -520,7 +526,8 @@ impl<'a> Draft<'a> {
         self.patience(since) + WORTH_A_WORD < STRAY && !self.still_led(since, led).is_zero()
     }
 
-    fn patience(&self, since: Timestamp) -> Duration {
+    /// How long it is waited on at the most for who has not heard of what was written at `since`.
+    pub fn patience(&self, since: Timestamp) -> Duration {
         self.until(self.settled_at(since), STRAY)
     }
 

@@ -5,7 +5,7 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    analysing::{doubt, found_harmful, pins_clients},
+    analysing::{doubt, found_harmful},
     draft::{Draft, Flow, SCALING, clock},
     ending, hash,
     holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
@@ -21,7 +21,6 @@ use crate::{
     render::{differences, promotion_patch},
     routing::Split,
 };
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::json;
 use std::time::Duration;
@@ -188,13 +187,18 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
     }
     let written = rollout.weight_since.get_or_insert(MicroTime(draft.now)).0;
     let left = draft.unsettled(written);
-    let stray = stray(draft, rollout, written);
+    // Some may choose version 1, and all may stay with it for a cookie: nothing tells those from a controller that has not heard,
+    // so that they are waited for too, and not for ever.
+    let stray = draft.still_led(written, draft.seen.judged.led.stable);
     if left.is_zero() && stray.is_zero() {
         return None;
     }
     draft.look_again(left.max(stray));
     let next = match draft.leads_on(written, draft.seen.judged.led.stable) {
-        true => "as soon as no ingress-nginx controller leads requests there any more".to_owned(),
+        true => format!(
+            "as soon as no ingress-nginx controller leads requests there any more, at the latest at {}",
+            clock(draft.now + draft.patience(written), draft.now)
+        ),
         false => format!("at {}", clock(draft.settled_at(written), draft.now)),
     };
     let late = draft.late(written).unwrap_or_default();
@@ -205,19 +209,6 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
     draft.say(Phase::Promoting, "ShiftingTraffic", message);
     draft.status.rollout = Some(rollout.clone());
     Some(Flow::Wait)
-}
-
-/// How long version 1's pods are not touched yet, for some controller led requests there though all should go to version 2. What
-/// goes on is told as a split that differs.
-fn stray(draft: &Draft<'_>, rollout: &Rollout, written: Timestamp) -> Duration {
-    let traffic = draft.seen.release.spec.traffic.as_ref();
-    // Who may choose version 1 still does.
-    let chosen = traffic.is_some_and(|traffic| traffic.has_testers())
-        || pins_clients(rollout, &draft.seen.ingresses, draft.routing);
-    match chosen {
-        true => Duration::ZERO,
-        false => draft.still_led(written, draft.seen.judged.led.stable),
-    }
 }
 
 /// `app:v1 -> app:v2: every step passed`.
@@ -243,6 +234,20 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let Some(stable) = &draft.seen.stable else {
         return Flow::Wait;
     };
+    let serves = draft.live_weight() < Weight::FULL;
+    if serves && let Some(outage) = draft.unheard() {
+        // What becomes of pods under their traffic has to be heard of at once.
+        let next = clock(outage.heard_by(), draft.now);
+        let message = format!(
+            "Deployment {} is next at {next}, and serves while it is replaced: the API server was out of reach until {}, and ingress-nginx may hear of its pods as late as that",
+            stable.name,
+            clock(outage.until, draft.now)
+        );
+        draft.say(Phase::Promoting, "ReplacingStable", message);
+        draft.look_again(draft.until(outage.heard_by(), Duration::ZERO));
+        draft.status.rollout = Some(rollout);
+        return Flow::Wait;
+    }
     let recorded = draft.seen.release.rollout();
     if recorded.is_none_or(|recorded| recorded.stage != Stage::Promoting) {
         // Were the operator to die between this write and the status, it would take the write for somebody else's.
@@ -266,7 +271,7 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     };
     draft.write(Kind::Deployment, &stable.name, op, "every step passed");
     draft.rely_on_endpoints(&rollout);
-    if draft.live_weight() < Weight::FULL {
+    if serves {
         let message = format!(
             "{}; Deployment {} is replaced while it serves",
             passed(draft, &rollout),

@@ -428,6 +428,9 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
         CanaryIngressEdited => ["S4", "S6", "requests failed"]
             .iter()
             .any(|word| line.starts_with(word)),
+        // Who is told of replaced pods late leads requests to those that are gone, where no canary carries them: as in any rollout
+        // of a Deployment, which nobody else can hold.
+        ServerAway | ControllersDeaf if scenario.is_replaced_while_it_serves() => line.starts_with("requests failed"),
         // And who is denied for long says so.
         DeniedForLong => line.starts_with("stalled at"),
         // The last word on the stable Deployment that is never heard is told as a promotion that is stuck.
@@ -558,5 +561,12 @@ fn testers_approvals_and_every_way_of_promotion_weather_a_fault_at_any_write() {
 fn testers_approvals_and_every_way_of_promotion_weather_lost_and_late_events() {
     for scenario in OTHERS {
         sweep(scenario, &EVENTS, |calm| calm.events);
+    }
+}
+
+#[test]
+fn testers_approvals_and_every_way_of_promotion_weather_an_outage_after_any_write() {
+    for scenario in OTHERS {
+        sweep(scenario, &OUTAGES, |calm| calm.writes);
     }
 }

@@ -156,10 +156,43 @@ fn version_1_is_not_replaced_while_a_controller_still_leads_requests_to_it() {
 }
 
 #[test]
-fn who_may_choose_version_1_does_not_keep_it_from_being_replaced() {
+fn who_chooses_version_1_keeps_it_from_being_replaced_for_two_minutes_at_most() {
     let testers = json!({"traffic": {"cookie": "canary"}});
-    let world = world().spec(testers).promoting().later(8).meeting_version_1();
-    assert!(world.replaces());
+    let world = world()
+        .spec(testers)
+        .promoting()
+        .later(17)
+        .meeting_version_1()
+        .rounds(1);
+    assert!(
+        world.message().contains("at the latest at 10:04:24Z"),
+        "{}",
+        world.message()
+    );
+    let world = world.later(106).meeting_version_1().rounds(1);
+    assert!(!world.replaces());
+    assert!(world.later(4).meeting_version_1().replaces());
+}
+
+#[test]
+fn version_1_is_not_replaced_under_its_traffic_until_every_watch_is_back() {
+    let never = json!({"promotion": {"shiftTraffic": "Never"}});
+    let world = world()
+        .spec(never)
+        .at_last_step()
+        .later(66)
+        .after_an_outage_of(3)
+        .rounds(1);
+    assert!(
+        world
+            .message()
+            .contains("and serves while it is replaced: the API server was out of reach until 10:0"),
+        "{}",
+        world.message()
+    );
+    let world = world.later(59);
+    assert!(!world.replaces());
+    assert!(world.later(1).replaces());
 }
 
 #[test]

@@ -176,6 +176,8 @@ fn kubectl_canary_gives_a_command_for_what_runs_now_and_prints_the_answer() -> O
             retried.stdout,
             retried.stderr
         );
+        // Somebody's command that the operator may not have answered yet is let go first.
+        stage.release.command("retry/0000000000")?;
         let aborted = stage.kubectl_canary("abort")?;
         ensure!(aborted.success, "abort failed: {}{}", aborted.stdout, aborted.stderr);
         let ended = stage.release.until_phase("RolledBack", TO_PROMOTE)?;
