@@ -8,7 +8,7 @@ use super::{
 use crate::rehearse::{
     ApiServer, Key, Resource,
     clock::stamp,
-    json::{condition, int, is_true, items, remove, set, text},
+    json::{condition, int, is_ending, is_true, items, remove, set, text},
     server::{
         error::ApiError,
         store::{DeleteOptions, Version},
@@ -63,10 +63,6 @@ fn owned_by(object: &Value, owner: &Value) -> bool {
         .any(|o| text(o, "/uid") == text(owner, "/metadata/uid"))
 }
 
-fn ending(object: &Value) -> bool {
-    object.pointer("/metadata/deletionTimestamp").is_some()
-}
-
 /// A ReplicaSet with its pods.
 struct Replicas {
     key: Key,
@@ -82,7 +78,7 @@ impl Replicas {
     fn alive(&self) -> impl Iterator<Item = &(Key, Arc<Value>)> {
         self.pods
             .iter()
-            .filter(|(_, p)| !ending(p) && !matches!(text(p, "/status/phase"), "Failed" | "Succeeded"))
+            .filter(|(_, p)| !is_ending(p) && !matches!(text(p, "/status/phase"), "Failed" | "Succeeded"))
     }
 }
 
@@ -97,7 +93,7 @@ struct Reconcile<'a> {
 
 impl<'a> Reconcile<'a> {
     fn of(server: &'a ApiServer, key: &'a Key) -> Option<Self> {
-        let deployment = server.get(key).filter(|d| !ending(d))?;
+        let deployment = server.get(key).filter(|d| !is_ending(d))?;
         Some(Self {
             server,
             key,
@@ -139,7 +135,7 @@ impl<'a> Reconcile<'a> {
             .with(|s| s.list(&Resource::new("apps", "replicasets"), namespace));
         let mine = all
             .into_iter()
-            .filter(|(_, o)| owned_by(o, &self.deployment) && !ending(o));
+            .filter(|(_, o)| owned_by(o, &self.deployment) && !is_ending(o));
         mine.map(|(key, object)| {
             let pods = pods.iter().filter(|(_, p)| owned_by(p, &object)).cloned().collect();
             Replicas { key, object, pods }

@@ -3,7 +3,7 @@
 use super::{Queue, deployment::owner_reference};
 use crate::rehearse::{
     ApiServer, Key, Resource,
-    json::{int, is_true, items, map, set, text},
+    json::{int, is_ending, is_true, items, map, set, text},
     server::store::{DeleteOptions, Version},
 };
 use serde_json::{Value, json};
@@ -65,9 +65,7 @@ pub fn slice_key(service: &Key) -> Key {
 
 fn sync(server: &ApiServer, key: &Key) {
     let slice = slice_key(key);
-    let service = server
-        .get(key)
-        .filter(|s| s.pointer("/metadata/deletionTimestamp").is_none());
+    let service = server.get(key).filter(|s| !is_ending(s));
     let Some(service) = service.filter(|s| map(s, "/spec/selector").is_some_and(|m| !m.is_empty())) else {
         if server.get(key).is_some() && server.get(&slice).is_some() {
             // Gone already is as good.
@@ -121,7 +119,7 @@ fn sync(server: &ApiServer, key: &Key) {
 
 fn endpoint(service: &Value, pod: &Arc<Value>) -> Value {
     let serving = is_true(pod, "Ready");
-    let terminating = pod.pointer("/metadata/deletionTimestamp").is_some();
+    let terminating = is_ending(pod);
     let always = service.pointer("/spec/publishNotReadyAddresses") == Some(&json!(true));
     json!({
         "addresses": [text(pod, "/status/podIP")],

@@ -2,7 +2,7 @@
 
 use crate::rehearse::{
     ApiServer, Key,
-    json::{items, set, text},
+    json::{is_ending, items, set, text},
     server::store::{ChangeKind, DeleteOptions},
 };
 use serde_json::Value;
@@ -17,7 +17,7 @@ pub async fn run(server: ApiServer) {
         let mut batch = changes.next().await;
         let relevant = |v: &Arc<crate::rehearse::server::store::Version>| {
             v.change == ChangeKind::Deleted
-                || v.object.pointer("/metadata/deletionTimestamp").is_some()
+                || is_ending(&v.object)
                 || (v.change == ChangeKind::Added && owned(&v.object))
         };
         if batch.iter().any(relevant) {
@@ -37,8 +37,7 @@ fn collect(server: &ApiServer) {
     let all: Vec<(Key, Arc<Value>)> = server.with(|s| s.all().map(|(k, o)| (k.clone(), o.clone())).collect());
     let alive: BTreeSet<&str> = all.iter().map(|(_, o)| text(o, "/metadata/uid")).collect();
     let has = |object: &Value, finalizer: &str| {
-        object.pointer("/metadata/deletionTimestamp").is_some()
-            && items(object, "/metadata/finalizers").iter().any(|f| f == finalizer)
+        is_ending(object) && items(object, "/metadata/finalizers").iter().any(|f| f == finalizer)
     };
     let owners = |object: &Arc<Value>| -> Vec<String> {
         items(object, "/metadata/ownerReferences")
@@ -60,7 +59,7 @@ fn collect(server: &ApiServer) {
             let mut waiting = false;
             for (dependent, o) in dependents() {
                 waiting = true;
-                if o.pointer("/metadata/deletionTimestamp").is_none() {
+                if !is_ending(o) {
                     let options = DeleteOptions {
                         propagation: Some("Foreground".into()),
                         ..DeleteOptions::default()
@@ -76,7 +75,7 @@ fn collect(server: &ApiServer) {
             }
         }
         let orphaned = owned(object) && owners(object).iter().all(|owner| !alive.contains(owner.as_str()));
-        if orphaned && object.pointer("/metadata/deletionTimestamp").is_none() {
+        if orphaned && !is_ending(object) {
             let options = DeleteOptions {
                 uid: Some(uid.to_string()),
                 ..DeleteOptions::default()

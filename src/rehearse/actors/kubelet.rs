@@ -8,7 +8,7 @@ use super::{
 use crate::rehearse::{
     ApiServer, Key, Resource,
     clock::stamp,
-    json::{items, map, set, text},
+    json::{is_ending, items, map, set, text},
     server::ContainerLog,
 };
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ impl Kubelet {
                 now
             };
         }
-        if pod.pointer("/metadata/deletionTimestamp").is_some() {
+        if is_ending(&pod) {
             return self.end(key, &pod, settings.termination);
         }
         self.report(key, &pod)

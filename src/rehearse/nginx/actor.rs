@@ -14,8 +14,8 @@ use crate::{
     },
     rehearse::{
         ApiServer, Resource,
-        actors::kubelet::Settings,
-        json::{int, is_true, map, set, text},
+        actors::{behaviour::Answers, kubelet::Settings},
+        json::{int, is_ending, is_true, map, set, text},
         server::{
             resource::Key,
             store::{ChangeKind, Version},
@@ -68,16 +68,18 @@ pub enum Scrapes {
 #[derive(Clone)]
 pub struct Nginx {
     server: ApiServer,
-    settings: Receiver<Settings>,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
+    settings: Receiver<Settings>,
     live: Arc<Model>,
     rng: Rng,
     limits: Limits,
     /// By the pod's name.
     controllers: BTreeMap<String, Process>,
+    /// How pods answer that were asked, by their namespace and name.
+    answers: BTreeMap<(String, String), Option<Answers>>,
     /// The version of the world as of which these are known.
     seen: u64,
     scrapes: Scrapes,
@@ -94,20 +96,22 @@ struct Process {
 }
 
 impl State {
-    /// Learns which controllers run.
+    /// Learns which controllers run, and forgets how pods answered, wherever anything has changed.
     fn look(&mut self, server: &ApiServer) {
         let version = server.with(|store| store.version());
-        if version == self.seen {
+        if version == self.seen && !self.settings.has_changed().unwrap_or(false) {
             return;
         }
         self.seen = version;
+        self.settings.mark_unchanged();
+        self.answers.clear();
         let pods = server.list(&Resource::new("", "pods"), NAMESPACE);
         let mut old = std::mem::take(&mut self.controllers);
         for pod in pods.iter().filter(|pod| runs(pod)) {
             let name = text(pod, "/metadata/name");
             let restarts = int(pod, "/status/containerStatuses/0/restartCount").unwrap_or(0);
             let identity = (text(pod, "/metadata/uid").to_owned(), restarts);
-            let ready = is_true(pod, "Ready") && pod.pointer("/metadata/deletionTimestamp").is_none();
+            let ready = is_true(pod, "Ready") && !is_ending(pod);
             let known = old.remove(name).filter(|process| process.identity == identity);
             let counters = known.map_or_else(|| Counters::new(name), |process| process.counters);
             let process = Process {
@@ -135,17 +139,18 @@ impl Nginx {
     /// pods answer.
     pub fn new(server: ApiServer, settings: Receiver<Settings>, seed: u64) -> Self {
         let state = State {
+            settings,
             live: Arc::default(),
             rng: Rng::with_seed(seed),
             limits: Limits::default(),
             controllers: BTreeMap::new(),
+            answers: BTreeMap::new(),
             seen: 0,
             scrapes: Scrapes::default(),
             deaf_until: None,
         };
         Self {
             server,
-            settings,
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -251,10 +256,15 @@ impl Nginx {
             let status = if controllers.is_empty() { 503 } else { 404 };
             return (0..count).for_each(|_| each(Served::by_nginx(status)));
         };
-        let settings = self.settings.borrow();
+        let settings = state.settings.borrow();
+        let answers = &mut state.answers;
         let passage = Passage::new(plan, |namespace: &str, pod: &str| {
-            let pod = self.server.get(&Key::pod(namespace, pod)).filter(|pod| runs(pod))?;
-            Some(settings.behaviours.answers_of(&pod))
+            *answers
+                .entry((namespace.to_owned(), pod.to_owned()))
+                .or_insert_with(|| {
+                    let pod = self.server.get(&Key::pod(namespace, pod)).filter(|pod| runs(pod))?;
+                    Some(settings.behaviours.answers_of(&pod))
+                })
         });
         let now = self.server.clock().elapsed();
         let between = interval / count.max(1);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::rehearse::actors::behaviour::Answers;
 use fastrand::Rng;
-use std::{cell::OnceCell, collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// How many pods nginx asks (`proxy_next_upstream_tries`).
 const TRIES: usize = 3;
@@ -79,28 +79,28 @@ impl<'a> Served<'a> {
     }
 }
 
-/// An upstream for requests of one moment: its pods are looked at once, and only when one of them is asked.
+/// An upstream with how its pods answer at one moment: none where no container runs behind the address that nginx knows.
 struct Backend<'a> {
     upstream: &'a Upstream,
-    answers: Vec<OnceCell<Option<Answers>>>,
+    answers: Vec<Option<Answers>>,
 }
 
 impl<'a> Backend<'a> {
-    fn new(upstream: &'a Upstream) -> Self {
+    fn new(upstream: &'a Upstream, look: &mut impl FnMut(&str, &str) -> Option<Answers>) -> Self {
+        let pods = upstream.endpoints.iter();
         Self {
             upstream,
-            answers: vec![OnceCell::new(); upstream.endpoints.len()],
+            answers: pods.map(|endpoint| look(&upstream.namespace, &endpoint.pod)).collect(),
         }
     }
 
     /// Asks a pod, and where nobody answers the next ones, as `proxy_next_upstream` has it.
-    fn ask(&self, look: &impl Fn(&str, &str) -> Option<Answers>, rng: &mut Rng) -> Served<'a> {
+    fn ask(&self, rng: &mut Rng) -> Served<'a> {
         let first = rng.usize(..self.answers.len().max(1));
         let pods = self.upstream.endpoints.iter().zip(&self.answers).enumerate();
         let (chosen, others): (Vec<_>, Vec<_>) = pods.partition(|(index, _)| *index == first);
         for (dead, (_, (endpoint, answers))) in chosen.into_iter().chain(others).take(TRIES).enumerate() {
-            let look = || look(&self.upstream.namespace, &endpoint.pod);
-            if let Some(answers) = answers.get_or_init(look) {
+            if let Some(answers) = answers {
                 let (status, time) = answers.draw(rng);
                 return Served {
                     canary: None,
@@ -119,21 +119,20 @@ impl<'a> Backend<'a> {
 }
 
 /// Passes on requests that are alike, of one moment.
-pub(super) struct Passage<'a, Look> {
+pub(super) struct Passage<'a> {
     plan: Plan<'a>,
     stable: Option<Backend<'a>>,
     canary: Option<Backend<'a>>,
-    look: Look,
 }
 
-impl<'a, Look: Fn(&str, &str) -> Option<Answers>> Passage<'a, Look> {
-    /// `look` tells how a pod of a namespace answers; none where no container runs behind the address that nginx knows.
-    pub fn new(plan: Plan<'a>, look: Look) -> Self {
+impl<'a> Passage<'a> {
+    /// `look` tells how a pod of a namespace answers.
+    pub fn new(plan: Plan<'a>, mut look: impl FnMut(&str, &str) -> Option<Answers>) -> Self {
+        let mut backend = |upstream| Backend::new(upstream, &mut look);
         Self {
-            stable: plan.stable.map(Backend::new),
-            canary: plan.canary.map(|(_, upstream, _)| Backend::new(upstream)),
+            stable: plan.stable.map(&mut backend),
+            canary: plan.canary.map(|(_, upstream, _)| backend(upstream)),
             plan,
-            look,
         }
     }
 
@@ -153,7 +152,7 @@ impl<'a, Look: Fn(&str, &str) -> Option<Answers>> Passage<'a, Look> {
         let served = if limited {
             Served::by_nginx(503)
         } else {
-            backend.ask(&self.look, rng)
+            backend.ask(rng)
         };
         Served { canary, ..served }
     }

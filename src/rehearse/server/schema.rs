@@ -241,8 +241,9 @@ fn check_text(schema: &Value, string: &str, at: &str, causes: &mut Vec<Cause>) {
         let why = format!("{at} in body should be at least {least} chars long");
         causes.push(Cause::value(at, &value, &why));
     }
-    let pattern = schema.get("pattern").and_then(Value::as_str).unwrap_or_default();
-    if compiled(pattern).is_some_and(|whole| !whole.is_match(string)) {
+    if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
+        && compiled(pattern).is_some_and(|whole| !whole.is_match(string))
+    {
         causes.push(Cause::value(
             at,
             &value,

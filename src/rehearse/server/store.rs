@@ -2,7 +2,7 @@
 
 use super::super::{
     clock::VirtualClock,
-    json::{default, int, items, remove, set, text},
+    json::{default, int, is_ending, items, remove, set, text},
 };
 pub use super::change::{ChangeKind, DeleteOptions, Version, WriteOptions};
 use super::{
@@ -167,7 +167,7 @@ impl Store {
             ));
         }
         let home = self.objects.get(&Key::new("", "namespaces", "", namespace));
-        if home.is_some_and(|n| n.pointer("/metadata/deletionTimestamp").is_some()) {
+        if home.is_some_and(|n| is_ending(n)) {
             return Err(error::forbidden(
                 &key,
                 &format!("unable to create new content in namespace {namespace} because it is being terminated"),
@@ -212,10 +212,7 @@ impl Store {
             ));
         }
         if let Some(old) = there {
-            return Err(error::already_exists(
-                &key,
-                old.pointer("/metadata/deletionTimestamp").is_some(),
-            ));
+            return Err(error::already_exists(&key, is_ending(&old)));
         }
         if options.dry_run {
             return Ok(Arc::new(object));
@@ -386,7 +383,7 @@ impl Store {
         bump_generation(key, old, &mut new);
         // A pod with a grace period left waits for its kubelet even without finalizers.
         let graceful = int(&new, "/metadata/deletionGracePeriodSeconds").is_some_and(|s| s > 0);
-        let leaving = new.pointer("/metadata/deletionTimestamp").is_some() && !graceful;
+        let leaving = is_ending(&new) && !graceful;
         if leaving && items(&new, "/metadata/finalizers").is_empty() {
             self.objects.remove(key);
             // Watches are told the object as it was stored last; the writer is answered what would have been stored, under
@@ -444,7 +441,7 @@ impl Store {
             .now()
             .saturating_add(jiff::SignedDuration::from_secs(grace))
             .unwrap_or(Timestamp::MAX);
-        if old.pointer("/metadata/deletionTimestamp").is_none() {
+        if !is_ending(&old) {
             set(
                 &mut new,
                 "/metadata/deletionTimestamp",

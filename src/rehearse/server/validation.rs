@@ -1,6 +1,6 @@
 //! What the API server refuses: unknown fields when asked to be strict, wrong types, immutable fields, exceeded quotas.
 
-use super::super::json::{int, items, map, remove, set, text};
+use super::super::json::{int, is_ending, items, map, remove, set, text};
 use super::error::{ApiError, Cause, invalid};
 use super::resource::{Key, Resource};
 use super::selector::label_selector_matches;
@@ -134,7 +134,7 @@ fn metadata(key: &Key, object: &Value, old: Option<&Value>, causes: &mut Vec<Cau
         );
         causes.push(Cause::value("metadata.ownerReferences", &json!(owners), &why));
     }
-    if let Some(old) = old.filter(|old| old.pointer("/metadata/deletionTimestamp").is_some()) {
+    if let Some(old) = old.filter(|old| is_ending(old)) {
         let known = items(old, "/metadata/finalizers");
         let new: Vec<_> = finalizers
             .iter()

@@ -95,7 +95,7 @@ fn a_rolling_update_keeps_within_surge_and_availability_all_along() {
                 .with(|s| s.list_at(&Resource::new("", "pods"), "default", v.resource_version));
             let alive: Vec<_> = then
                 .iter()
-                .filter(|(_, p)| p.pointer("/metadata/deletionTimestamp").is_none())
+                .filter(|(_, p)| !crate::rehearse::json::is_ending(p))
                 .collect();
             assert!(alive.len() <= 5, "{}", alive.len());
             assert!(alive.iter().filter(|(_, p)| is_true(p, "Ready")).count() >= 3);
