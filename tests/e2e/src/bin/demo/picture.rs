@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use canary_e2e::{load::Tally, release::Moment, watch::Seen};
+use canary_e2e::{
+    load::{SLOW, Tally},
+    release::Moment,
+    watch::Seen,
+};
 use serde_json::Value;
 
 use crate::screen::{Line, Style, wrap};
@@ -129,7 +133,10 @@ fn totals(all: &Tally) -> Line {
         .and(Style::Plain, "   ")
         .and(Style::V2, format!("v2 {:>5}", all.from("v2")))
         .and(alarm(all.failed), format!("   failed {}", all.failed))
-        .and(alarm(all.slow), format!("   slower than 1 s {}", all.slow))
+        .and(
+            alarm(all.slow),
+            format!("   slower than {} s {}", SLOW.as_secs(), all.slow),
+        )
 }
 
 /// The pods that exist, from everything a watch of pods saw.
