@@ -87,9 +87,11 @@ async fn give(options: &Options, asked: Asked) -> Result<bool, CommandError> {
     let text = meant(&release, asked)?.to_string();
     let events: Api<Event> = Api::namespaced(client, &namespace);
     let about = about(&release);
-    let told = events.list(&ListParams::default().fields(&about)).await?;
-    let told: BTreeSet<_> = told.items.iter().map(ResourceExt::name_any).collect();
-    write(&api, release, asked, &text).await?;
+    let told = write(&api, release, asked, &text, async || {
+        let told = events.list(&ListParams::default().fields(&about)).await?;
+        Ok(told.items.iter().map(ResourceExt::name_any).collect())
+    })
+    .await?;
     let answer = tokio::time::timeout(PATIENCE, answer(events, &about, &told, &text)).await;
     let answer = answer.map_err(|_| CommandError::Silence(text))??;
     println!("{}", answer.note.unwrap_or_default());
@@ -98,13 +100,14 @@ async fn give(options: &Options, asked: Asked) -> Result<bool, CommandError> {
 
 /// Writes the command where it is still what is meant, and after those before it: the operator takes a command off only
 /// after it has answered it. While a release is judged its status changes every few seconds: that another version is there
-/// is no obstacle by itself.
+/// is no obstacle by itself. Answers what had been `told` before it was written.
 async fn write(
     api: &Api<CanaryRelease>,
     mut release: CanaryRelease,
     asked: Asked,
     text: &str,
-) -> Result<(), CommandError> {
+    told: impl AsyncFn() -> Result<BTreeSet<String>, CommandError>,
+) -> Result<BTreeSet<String>, CommandError> {
     let name = release.name_any();
     for _ in 0..TRIES {
         if let Some(command) = commanded(&release) {
@@ -124,9 +127,11 @@ async fn write(
             "resourceVersion": release.resource_version(),
             "annotations": {ANNOTATION_COMMAND: text},
         }});
+        // The answer to one before, which may have been the same, is none to this one.
+        let told = told().await?;
         match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Err(kube::Error::Api(status)) if status.is_conflict() => release = api.get(&name).await?,
-            written => return Ok(written.map(drop)?),
+            written => return Ok(written.map(|_| told)?),
         }
     }
     Err(CommandError::Moved(name))
@@ -159,7 +164,9 @@ async fn answer(events: Api<Event>, about: &str, told: &BTreeSet<String>, text: 
     while let Some(event) = events.try_next().await? {
         if let watcher::Event::Apply(event) | watcher::Event::InitApply(event) = event {
             let new = !told.contains(&event.name_any());
-            if new && event.note.as_deref().is_some_and(|note| note.starts_with(text)) {
+            let note = event.note.as_deref().unwrap_or_default();
+            // `approve/r/1` begins as `approve/r/10` does.
+            if new && note.strip_prefix(text).is_some_and(|rest| rest.starts_with([':', ' '])) {
                 return Ok(event);
             }
         }

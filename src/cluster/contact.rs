@@ -54,6 +54,8 @@ impl fmt::Debug for Contact {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// When the latest of those requests was sent that were answered.
+    answered: Option<Timestamp>,
     last: Option<Outage>,
     lasts: bool,
 }
@@ -85,8 +87,10 @@ impl Contact {
             .map(|outage| if known.lasts { lasts(outage) } else { outage })
     }
 
-    fn answered(&self) {
+    /// A request that was sent then was answered.
+    fn answered(&self, sent: Timestamp) {
         let mut known = self.lock();
+        known.answered = known.answered.max(Some(sent));
         if std::mem::take(&mut known.lasts)
             && let Some(outage) = &mut known.last
         {
@@ -94,9 +98,13 @@ impl Contact {
         }
     }
 
-    /// A request that was sent then was not.
+    /// A request that was sent then was not. Where one that was sent later was, something else kept that one: an admission webhook
+    /// that hangs for one release is no outage for all.
     fn unanswered(&self, sent: Timestamp) {
         let mut known = self.lock();
+        if known.answered.is_some_and(|later| later > sent) {
+            return;
+        }
         let before = known.last.filter(|outage| sent < outage.heard_by());
         known.last = Some(Outage {
             since: before.map_or(sent, |outage| outage.since.min(sent)),
@@ -140,7 +148,7 @@ impl Around for Contact {
             let answer = answer.await;
             sent.answered = true;
             match &answer {
-                Ok(response) if !is_absent(response.status()) => sent.contact.answered(),
+                Ok(response) if !is_absent(response.status()) => sent.contact.answered(sent.at),
                 _ => sent.contact.unanswered(sent.at),
             }
             answer
@@ -220,6 +228,17 @@ mod tests {
         let another = contact.clock.now();
         ask(&contact, None).await;
         assert_eq!(contact.last_outage().map(|outage| outage.since), Some(another));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_hangs_while_later_ones_are_answered_is_no_outage() {
+        let contact = contact();
+        let others = async {
+            advance(SECOND).await;
+            ask(&contact, Some(200)).await;
+        };
+        tokio::join!(give_up_after(&contact, 10 * SECOND), others);
+        assert_eq!(contact.last_outage(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -198,8 +198,7 @@ impl Judging {
         };
         let judged = entry.judge.look(&look);
         if let Ok(counter) = &entry.counter {
-            // While requests are taken away from version 2, its pods wait for what is counted.
-            let pace = if asked.drains { OFTEN } else { entry.judge.pace(&look) };
+            let pace = if asked.closely { OFTEN } else { entry.judge.pace(&look) };
             counter.every(pace);
         }
         judged

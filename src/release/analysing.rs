@@ -8,7 +8,8 @@ use super::{
 use crate::{
     analysis::{InForce, Interest, Rules},
     api::{
-        CanaryRelease, CheckKind, CheckStatus, ErrorAction, NoData, Outcome, Rollout, Source, Stage, Verdict, Weight,
+        CanaryRelease, CheckKind, CheckStatus, ErrorAction, NoData, Outcome, PromotionMode, Rollout, Source, Stage,
+        Verdict, Weight,
     },
     routing::{Routing, ports},
 };
@@ -38,8 +39,8 @@ pub struct ToJudge {
     pub rules: Rules,
     /// Under which weight; nothing while version 2 gets none.
     pub in_force: Option<InForce>,
-    /// Whether requests are being taken away from version 2: then all that matters is whether some are still led there.
-    pub drains: bool,
+    /// Whether it is waited for requests that are still led where none should go: they are asked for each second.
+    pub closely: bool,
 }
 
 /// What of a release is to be counted and judged now. Counting begins before version 2 gets requests: the traffic of
@@ -77,12 +78,15 @@ pub fn to_judge(
         chosen: chosen(release, rollout, ingresses, routing),
         denied: rollout.split_differs.is_some(),
     });
+    let replaces = release.spec.promotion.mode == PromotionMode::UpdateStable
+        && rollout.stage == Stage::Promoting
+        && weight(rollout) == Weight::FULL;
     Some(ToJudge {
         started_at: rollout.started_at.clone(),
         interest,
         rules,
         in_force,
-        drains: rollout.drained_since.is_some(),
+        closely: replaces || rollout.drained_since.is_some(),
     })
 }
 

@@ -212,10 +212,12 @@ fn requests_are_counted_until_nothing_is_led_to_version_2() {
             &IngressNginx::default(),
             &settling,
         );
-        asked.map(|asked| (asked.rules.checks.len(), asked.in_force.is_some(), asked.drains))
+        asked.map(|asked| (asked.rules.checks.len(), asked.in_force.is_some(), asked.closely))
     };
     let stepping = world().at_first_step().rounds(1);
     assert_eq!(counted(&stepping), Some((1, true, false)));
+    let promoting = counted(&world().promoting());
+    assert_eq!(promoting, Some((1, true, true)), "version 1's pods wait for it");
     assert_eq!(counted(&world().drained()), Some((0, false, true)));
     assert_eq!(counted(&world().finishing()), Some((0, false, false)));
     assert_eq!(
