@@ -36,7 +36,7 @@ const WORKERS: u64 = 3;
 /// Requests a second to each.
 const RATE: u32 = 20;
 /// From a release's application until its end: each of a dozen faults meanwhile may add a minute, in which ingress-nginx may not
-/// have heard of what was written, or nobody counts requests. The longest of 94 took 13 minutes.
+/// have heard of what was written, or nobody counts requests. The longest of 92 took 13 minutes.
 const LONGEST: Duration = Duration::from_secs(1200);
 /// How long what is broken on purpose may keep a caller from being answered.
 const PATIENCE: Duration = Duration::from_secs(400);
