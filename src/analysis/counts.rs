@@ -301,13 +301,28 @@ impl Side {
     }
 }
 
-/// When requests to each version were last counted: the end of the last round that found more of them than the one before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Led {
-    /// To version 1.
-    pub stable: Option<Timestamp>,
-    /// To version 2, through whichever Ingress.
-    pub canary: Option<Timestamp>,
+/// Until when requests have met each version: the end of the last round that found more of them than the one before; the time
+/// at which counting began where none did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// Version 1.
+    pub stable: Timestamp,
+    /// Version 2, through whichever Ingress.
+    pub canary: Timestamp,
+    /// When the last complete round began. Nobody knows whom requests have met since.
+    pub known: Timestamp,
+}
+
+impl Met {
+    /// Nothing has been counted since counting began.
+    #[must_use]
+    pub fn nobody_since(began: Timestamp) -> Self {
+        Self {
+            stable: began,
+            canary: began,
+            known: began,
+        }
+    }
 }
 
 /// What a release's requests came to.
@@ -333,8 +348,8 @@ pub struct Counts {
     pub canary: Side,
     /// Requests to version 2 through others.
     pub elsewhere: u64,
-    /// When requests were last led to each.
-    pub led: Led,
+    /// Until when requests have met each version; none before the first complete round.
+    pub met: Option<Met>,
 }
 
 /// Adds up the requests of one release.
@@ -368,7 +383,7 @@ impl Counter {
                 stable: Side::default(),
                 canary: Side::default(),
                 elsewhere: 0,
-                led: Led::default(),
+                met: None,
             },
             counted: false,
             pods: HashMap::new(),
@@ -410,11 +425,17 @@ impl Counter {
             }
         }
         let (stable, canary) = self.totals();
-        if stable > before.0 {
-            self.counts.led.stable = Some(round.ended);
+        if self.counts.complete {
+            let began = Met::nobody_since(self.counts.since);
+            self.counts.met.get_or_insert(began).known = round.began;
         }
-        if canary > before.1 {
-            self.counts.led.canary = Some(round.ended);
+        if let Some(met) = &mut self.counts.met {
+            if stable > before.0 {
+                met.stable = round.ended;
+            }
+            if canary > before.1 {
+                met.canary = round.ended;
+            }
         }
     }
 
@@ -692,9 +713,9 @@ mod tests {
     }
 
     #[test]
-    fn when_requests_were_last_led_to_a_version_is_the_end_of_the_last_round_that_found_more() {
+    fn requests_have_met_a_version_until_the_end_of_the_last_round_that_found_more_of_them() {
         let mut counter = Counter::new(at(0));
-        let mut led = |second, values: [u64; 3]| {
+        let mut met = |second, values: [u64; 3]| {
             let versions = [Version::Stable, Version::Canary, Version::Elsewhere];
             let readings: Vec<_> = (versions.into_iter().zip(values).zip(1..))
                 .map(|((version, value), series)| Reading {
@@ -703,14 +724,29 @@ mod tests {
                 })
                 .collect();
             counter.add(round(second, &[said("a", -100, &readings)]));
-            let led = counter.counts().unwrap().led;
-            (led.stable, led.canary)
+            let met = counter.counts().unwrap().met.unwrap();
+            assert_eq!(met.known, at(second));
+            (met.stable, met.canary)
         };
-        assert_eq!(led(1, [7, 7, 7]), (None, None), "a baseline says nothing");
-        assert_eq!(led(2, [8, 7, 7]), (Some(at(2)), None));
-        assert_eq!(led(3, [8, 8, 7]), (Some(at(2)), Some(at(3))));
-        assert_eq!(led(4, [8, 8, 7]), (Some(at(2)), Some(at(3))));
-        assert_eq!(led(5, [8, 8, 9]), (Some(at(2)), Some(at(5))));
+        assert_eq!(met(1, [7, 7, 7]), (at(0), at(0)), "a baseline says nothing");
+        assert_eq!(met(2, [8, 7, 7]), (at(2), at(0)));
+        assert_eq!(met(3, [8, 8, 7]), (at(2), at(3)));
+        assert_eq!(met(4, [8, 8, 7]), (at(2), at(3)));
+        assert_eq!(met(5, [8, 8, 9]), (at(2), at(5)));
+    }
+
+    #[test]
+    fn whom_requests_have_met_is_known_until_the_last_complete_round_and_not_at_all_before_there_is_one() {
+        let mut counter = Counter::new(at(0));
+        let mut met = |second, answers: &[Answer]| {
+            counter.add(round(second, answers));
+            counter.counts().unwrap().met.map(|met| (met.canary, met.known))
+        };
+        let a = |value| said("a", -100, &[reading(1, value)]);
+        assert_eq!(met(1, &[silent("a")]), None);
+        assert_eq!(met(2, &[a(50)]), Some((at(0), at(2))));
+        assert_eq!(met(3, &[silent("a")]), Some((at(0), at(2))));
+        assert_eq!(met(4, &[a(51), silent("b")]), Some((at(4), at(2))));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod sequential;
 mod split;
 
 pub use controllers::{Controller, Controllers, Listing};
-pub use counts::{Counts, Edge, Exposed, Interest, Led, Side, Status};
+pub use counts::{Counts, Edge, Exposed, Interest, Met, Side, Status};
 pub use judge::{Answer, InForce, Judge, Judged, Look, OFTEN, Rule, Rules, Span};
 pub use latency::{Millis, Quantile};
 pub use power::Plan;

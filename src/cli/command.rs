@@ -117,8 +117,11 @@ async fn write(
                 name: name.clone(),
                 command: command.to_owned(),
             };
-            tokio::time::timeout(PATIENCE, free).await.map_err(unanswered)??;
-            release = api.get(&name).await?;
+            let freed = tokio::time::timeout(PATIENCE, free).await.map_err(unanswered)??;
+            release = match freed {
+                Some(freed) => freed,
+                None => api.get(&name).await?,
+            };
         }
         if meant(&release, asked)?.to_string() != text {
             break;

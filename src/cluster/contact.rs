@@ -39,6 +39,69 @@ impl Outage {
     }
 }
 
+/// So many outages are remembered: what was written before an earlier one counts as heard of without it.
+const REMEMBERED: usize = 16;
+
+/// The last outages, oldest first. One that follows before every watch is back belongs to the one before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outages(Vec<Outage>);
+
+impl Outages {
+    /// When everybody hears of what would have been heard of by then. An outage that began after that is of no concern to it.
+    #[must_use]
+    pub fn delay(&self, heard: Timestamp) -> Timestamp {
+        let late = |heard: Timestamp, outage: &Outage| match outage.since < heard {
+            true => heard.max(outage.heard_by()),
+            false => heard,
+        };
+        self.0.iter().fold(heard, late)
+    }
+
+    /// The one after which somebody may not hear at once of what is written at `at`.
+    #[must_use]
+    pub fn unheard(&self, at: Timestamp) -> Option<Outage> {
+        self.last().filter(|outage| outage.heard_by() > at)
+    }
+
+    /// The last one.
+    #[must_use]
+    pub fn last(&self) -> Option<Outage> {
+        self.0.last().copied()
+    }
+
+    /// A request that was sent at `sent` has not been answered until now.
+    fn add(&mut self, sent: Timestamp, now: Timestamp) {
+        match self.0.last_mut().filter(|last| sent < last.heard_by()) {
+            Some(last) => {
+                *last = Outage {
+                    since: last.since.min(sent),
+                    until: now,
+                }
+            }
+            None => {
+                self.0.push(Outage {
+                    since: sent,
+                    until: now,
+                });
+                let surplus = self.0.len().saturating_sub(REMEMBERED);
+                self.0.drain(..surplus);
+            }
+        }
+    }
+
+    fn lasts_until(&mut self, now: Timestamp) {
+        if let Some(last) = self.0.last_mut() {
+            last.until = now;
+        }
+    }
+}
+
+impl FromIterator<Outage> for Outages {
+    fn from_iter<I: IntoIterator<Item = Outage>>(outages: I) -> Self {
+        Self(outages.into_iter().collect())
+    }
+}
+
 /// What is known of that, whoever of this process asked. Clones share it.
 #[derive(Clone)]
 pub struct Contact {
@@ -56,7 +119,8 @@ impl fmt::Debug for Contact {
 struct Known {
     /// When the latest of those requests was sent that were answered.
     answered: Option<Timestamp>,
-    last: Option<Outage>,
+    outages: Outages,
+    /// Whether the last one lasts.
     lasts: bool,
 }
 
@@ -74,27 +138,23 @@ impl Contact {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last outage. One that follows before every watch is back belongs to the one before.
+    /// The last outages. One that lasts ends now.
     #[must_use]
-    pub fn last_outage(&self) -> Option<Outage> {
+    pub fn outages(&self) -> Outages {
         let known = self.lock();
-        let lasts = |outage| Outage {
-            until: self.clock.now(),
-            ..outage
-        };
-        known
-            .last
-            .map(|outage| if known.lasts { lasts(outage) } else { outage })
+        let mut outages = known.outages.clone();
+        if known.lasts {
+            outages.lasts_until(self.clock.now());
+        }
+        outages
     }
 
     /// A request that was sent then was answered.
     fn answered(&self, sent: Timestamp) {
         let mut known = self.lock();
         known.answered = known.answered.max(Some(sent));
-        if std::mem::take(&mut known.lasts)
-            && let Some(outage) = &mut known.last
-        {
-            outage.until = self.clock.now();
+        if std::mem::take(&mut known.lasts) {
+            known.outages.lasts_until(self.clock.now());
         }
     }
 
@@ -105,11 +165,7 @@ impl Contact {
         if known.answered.is_some_and(|later| later > sent) {
             return;
         }
-        let before = known.last.filter(|outage| sent < outage.heard_by());
-        known.last = Some(Outage {
-            since: before.map_or(sent, |outage| outage.since.min(sent)),
-            until: self.clock.now(),
-        });
+        known.outages.add(sent, self.clock.now());
         known.lasts = true;
     }
 }
@@ -200,18 +256,18 @@ mod tests {
     async fn an_outage_lasts_from_the_first_request_that_fails_to_the_next_answer() {
         let contact = contact();
         ask(&contact, Some(200)).await;
-        assert_eq!(contact.last_outage(), None);
+        assert_eq!(contact.outages().last(), None);
         let since = contact.clock.now();
         ask(&contact, None).await;
         advance(3 * SECOND).await;
         let until = contact.clock.now();
-        assert_eq!(contact.last_outage(), Some(Outage { since, until }), "it lasts");
+        assert_eq!(contact.outages().last(), Some(Outage { since, until }), "it lasts");
         ask(&contact, Some(503)).await;
         ask(&contact, Some(403)).await;
         let until = contact.clock.now();
         advance(100 * SECOND).await;
         ask(&contact, Some(500)).await;
-        assert_eq!(contact.last_outage(), Some(Outage { since, until }), "it is over");
+        assert_eq!(contact.outages().last(), Some(Outage { since, until }), "it is over");
     }
 
     #[tokio::test(start_paused = true)]
@@ -222,12 +278,30 @@ mod tests {
         ask(&contact, Some(200)).await;
         advance(RECONNECT - SECOND).await;
         ask(&contact, None).await;
-        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(first));
+        assert_eq!(contact.outages().last().map(|outage| outage.since), Some(first));
         ask(&contact, Some(200)).await;
         advance(RECONNECT).await;
         let another = contact.clock.now();
         ask(&contact, None).await;
-        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(another));
+        let known = contact.outages();
+        assert_eq!(known.last().map(|outage| outage.since), Some(another));
+        let before_the_first = Timestamp::UNIX_EPOCH + SECOND / 2;
+        assert_eq!(
+            known.delay(before_the_first),
+            Timestamp::UNIX_EPOCH + 63 * SECOND + RECONNECT,
+            "what was written before the first is known no sooner for the second"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outages_of_long_ago_are_forgotten() {
+        let contact = contact();
+        for _ in 0..2 * REMEMBERED {
+            ask(&contact, None).await;
+            ask(&contact, Some(200)).await;
+            advance(RECONNECT).await;
+        }
+        assert_eq!(contact.outages().0.len(), REMEMBERED);
     }
 
     #[tokio::test(start_paused = true)]
@@ -238,16 +312,16 @@ mod tests {
             ask(&contact, Some(200)).await;
         };
         tokio::join!(give_up_after(&contact, 10 * SECOND), others);
-        assert_eq!(contact.last_outage(), None);
+        assert_eq!(contact.outages().last(), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_gives_up_waiting_has_met_an_outage_and_who_no_longer_needs_to_know_has_not() {
         let contact = contact();
         give_up_after(&contact, SECOND).await;
-        assert_eq!(contact.last_outage(), None);
+        assert_eq!(contact.outages().last(), None);
         let since = contact.clock.now();
         give_up_after(&contact, 10 * SECOND).await;
-        assert_eq!(contact.last_outage().map(|outage| outage.since), Some(since));
+        assert_eq!(contact.outages().last().map(|outage| outage.since), Some(since));
     }
 }

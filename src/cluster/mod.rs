@@ -15,7 +15,7 @@ mod writes;
 pub use around::Wrap;
 pub use client::{ApiMetrics, CALL_DEADLINE, CallError, IN_PASSING, Metered, bounded, connect};
 pub use clock::{Clock, SteadyClock, SystemClock};
-pub use contact::{Contact, Outage};
+pub use contact::{Contact, Outage, Outages};
 pub use events::publish;
 #[cfg(debug_assertions)]
 pub use faults::WrongClock;

@@ -2,7 +2,7 @@
 
 use crate::{
     analysis::{
-        Answer, Counts, Interest, Judge, Judged, Look, OFTEN, Rules, Scraper, Subscription,
+        Answer, Counts, Interest, Judge, Judged, Look, Met, OFTEN, Rules, Scraper, Subscription,
         prometheus::{self, Prometheus, Template},
     },
     api::{CanaryRelease, CheckKind, Query, Source},
@@ -40,6 +40,8 @@ pub(super) struct Judging {
 struct Entry {
     /// The release that is judged: the next of the same name starts anew.
     started_at: MicroTime,
+    /// Since when.
+    since: Timestamp,
     interest: Interest,
     source: (Source, Option<String>),
     counter: Result<Counter, String>,
@@ -161,6 +163,7 @@ impl Judging {
             let checks = release.status.as_ref().map(|status| status.checks.as_slice());
             let entry = Entry {
                 started_at: asked.started_at.clone(),
+                since: now,
                 counter: self.count(&key, &source, asked.interest.clone()),
                 interest: asked.interest,
                 source,
@@ -196,8 +199,12 @@ impl Judging {
             uncounted: entry.counter.as_ref().err().map(String::as_str),
             answers: &answers.collect(),
         };
-        let judged = entry.judge.look(&look);
+        let mut judged = entry.judge.look(&look);
         if let Ok(counter) = &entry.counter {
+            // Whoever waits for silence waits for the first look at least.
+            if counts.is_none() && matches!(counter, Counter::Scraped(_)) {
+                judged.met = Some(Met::nobody_since(entry.since));
+            }
             let pace = if asked.closely { OFTEN } else { entry.judge.pace(&look) };
             counter.every(pace);
         }

@@ -38,7 +38,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     let others = others(context, &release);
     let settling = Settling {
         time: settings.settle,
-        outage: settings.contact.last_outage(),
+        outages: settings.contact.outages(),
     };
     let judged = context.judging.look(
         &release,
@@ -59,7 +59,7 @@ pub(super) async fn round(release: Arc<CanaryRelease>, context: &Context) -> Res
     seen.judged = judged;
     seen.servers = context.judging.servers();
     seen.led_since = context.led_since;
-    seen.outage = settling.outage;
+    seen.outages = settling.outages;
     seen.drained_since = context.memory.drained_since(&namespace, &name);
     let turn = context.playing.try_lock().ok();
     seen.may_play = turn.is_some();

@@ -15,7 +15,7 @@ pub(crate) use views::older;
 pub use views::{Merged, View, Views, Wake};
 pub use workload::{Workload, image, pod_labels, revision};
 
-use crate::{analysis::Judged, api::CanaryRelease, cluster::Outage};
+use crate::{analysis::Judged, api::CanaryRelease, cluster::Outages};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::Service, networking::v1::Ingress},
@@ -63,6 +63,6 @@ pub struct Observed {
     pub drained_since: Option<MicroTime>,
     /// Since when this process leads, by its own clock. What lies before was told by another clock, which may differ.
     pub led_since: Timestamp,
-    /// When the API server was last out of reach: others may be late to hear of what was written since.
-    pub outage: Option<Outage>,
+    /// When the API server was out of reach: others may be late to hear of what was written then and since.
+    pub outages: Outages,
 }

@@ -4,7 +4,7 @@ use super::{Observed, Workload, endpoints, failure, last_line, survey::survey, v
 use crate::{
     analysis::Judged,
     api::{CanaryRelease, LABEL_RELEASE, LABEL_REVISION, PromotionMode, Rollout, Stage},
-    cluster::{CallError, bounded},
+    cluster::{CallError, Outages, bounded},
     release::{intent, questions},
     render::{owned_by, promotion_patch},
     routing::Routing,
@@ -69,7 +69,7 @@ pub async fn observe(
         judged: Judged::default(),
         drained_since: None,
         led_since: Timestamp::MIN,
-        outage: None,
+        outages: Outages::default(),
         rivals: others.rivals,
         busy: others.busy,
         survey: None,

@@ -70,11 +70,11 @@ pub fn to_judge(
     if !judged {
         rules.checks.clear();
     }
-    let since = rollout.weight_since.as_ref().filter(|_| judged && is_judged(rollout));
-    let in_force = since.map(|since| InForce {
+    let live = settling.live(rollout).filter(|_| judged && is_judged(rollout));
+    let in_force = live.map(|live| InForce {
         step: rollout.step,
         weight: weight(rollout),
-        live: settling.end(since.0),
+        live,
         chosen: chosen(release, rollout, ingresses, routing),
         denied: rollout.split_differs.is_some(),
     });
@@ -317,7 +317,7 @@ pub(super) fn doubt(draft: &Draft<'_>, rollout: &Rollout) -> Option<Doubt> {
 /// Of this step, since its weight is live, and of now. What lets the weight rise is this process's own word: what another
 /// found before it ended says nothing of the requests that nobody counted since.
 fn is_fresh(draft: &Draft<'_>, rollout: &Rollout, rules: &Rules, check: &CheckStatus) -> bool {
-    let live = rollout.weight_since.as_ref().map(|since| draft.settling().end(since.0));
+    let live = draft.settling.live(rollout);
     let lasting = matches!(check.verdict, Some(Verdict::Error | Verdict::NoData));
     let raises = matches!(check.verdict, Some(Verdict::Pass | Verdict::NoData));
     check.step == rollout.step

@@ -86,7 +86,7 @@ fn turn(draft: &mut Draft<'_>) -> Flow {
         let unrecorded = rollout.kept_until.is_none() && draft.owns_any();
         let gone = !unrecorded || draft.drain(&mut None, false, false, "a release that was not begun left this");
         if !gone {
-            draft.look_again(draft.settle);
+            draft.look_again(draft.settling.time);
         }
         ending::say_ended(draft, &rollout);
         draft.decision.release_finalizer = gone;

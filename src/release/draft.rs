@@ -2,11 +2,11 @@
 
 use super::{Decision, Finding, Kind, Level, Note, Op, Schedule, Settling, Write, analysing, proof, schedule};
 use crate::{
+    analysis::Met,
     api::{
         CanaryPods, CanaryReleaseStatus, FINALIZER, Outcome, Phase, Reached, Rollout, ShiftTraffic, Stage, Weight,
         conditions as types, set_condition,
     },
-    cluster::Outage,
     observe::{Observed, Workload, revision},
     render::{Owner, owned_by},
     routing::{Route, Routing, Services, Split},
@@ -28,16 +28,23 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2 * 366 * 86_400);
 
 /// Without a request for so long, a controller leads none there: each counts them within a second, and is asked every second.
 const QUIET: Duration = Duration::from_secs(3);
+/// As often it is looked whether that is so.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// For so long after the settle time it is waited for controllers that still lead requests where none should go: a request may
 /// take longer, and an Ingress that nobody here knows of lead there for ever.
-const STRAY: Duration = Duration::from_secs(120);
+pub(super) const STRAY: Duration = Duration::from_secs(120);
 
 /// It is told where it goes on for so long.
 const WORTH_A_WORD: Duration = Duration::from_secs(10);
 
 /// What is told while pods are waited for that a weight needs.
 pub(super) const SCALING: &str = "ScalingCanary";
+
+/// The version that requests have met.
+type WhichVersion = fn(&Met) -> Timestamp;
+pub(super) const VERSION_1: WhichVersion = |met| met.stable;
+pub(super) const VERSION_2: WhichVersion = |met| met.canary;
 
 /// Whether a stage has said all it can, or another stage goes on in the same round.
 pub(super) enum Flow {
@@ -58,7 +65,7 @@ pub(super) fn clock(at: Timestamp, now: Timestamp) -> String {
 pub(super) struct Draft<'a> {
     pub seen: &'a Observed,
     pub routing: &'a dyn Routing,
-    pub settle: Duration,
+    pub settling: Settling,
     pub now: Timestamp,
     pub status: CanaryReleaseStatus,
     pub decision: Parts,
@@ -91,7 +98,10 @@ impl<'a> Draft<'a> {
         let mut draft = Self {
             seen,
             routing,
-            settle,
+            settling: Settling {
+                time: settle,
+                outages: seen.outages.clone(),
+            },
             now,
             status,
             decision: Parts::default(),
@@ -432,7 +442,7 @@ impl<'a> Draft<'a> {
             // and a time that moved with every look would be a write with every look.
             let all_asked = live.iter().all(|i| i.metadata.deletion_timestamp.is_some());
             *drained_since = (exposed && !all_asked).then_some(MicroTime(self.now));
-            self.look_again(self.settle);
+            self.look_again(self.settling.time);
             return false;
         }
         if drained_since.is_none() {
@@ -440,8 +450,7 @@ impl<'a> Draft<'a> {
         }
         if exposed || drained_since.is_some() {
             let since = drained_since.get_or_insert(MicroTime(self.now)).0;
-            let strays = self.still_led(since, self.seen.judged.led.canary);
-            let rest = self.unsettled(since).max(strays);
+            let rest = self.unsettled(since).max(self.unquiet(since, VERSION_2));
             if !rest.is_zero() {
                 self.look_again(rest);
                 return false;
@@ -492,17 +501,9 @@ impl<'a> Draft<'a> {
         since.min(self.now).max(self.seen.led_since)
     }
 
-    /// How long what is written takes to be known.
-    pub fn settling(&self) -> Settling {
-        Settling {
-            time: self.settle,
-            outage: self.seen.outage,
-        }
-    }
-
     /// When what was written at `since` is known by everybody.
     pub fn settled_at(&self, since: Timestamp) -> Timestamp {
-        self.settling().end(self.counted_from(since))
+        self.settling.end(self.counted_from(since))
     }
 
     /// How long it takes until what was written at `since` is known by everybody; zero when it is.
@@ -510,20 +511,19 @@ impl<'a> Draft<'a> {
         self.until(self.settled_at(since), Duration::ZERO)
     }
 
-    /// The outage after which what is written now may not be heard of at once.
-    pub fn unheard(&self) -> Option<Outage> {
-        self.seen.outage.filter(|outage| outage.heard_by() > self.now)
-    }
-
-    /// How long it is waited on for who has not heard of what was written at `since`, and led a request the old way when `led`.
-    pub fn still_led(&self, since: Timestamp, led: Option<Timestamp>) -> Duration {
-        let quiet = led.map_or(Duration::ZERO, |led| self.until(led, QUIET));
-        quiet.min(self.patience(since))
-    }
-
-    /// Whether who has not heard of what was written at `since`, and led a request the old way when `led`, is worth a word.
-    pub fn leads_on(&self, since: Timestamp, led: Option<Timestamp>) -> bool {
-        self.patience(since) + WORTH_A_WORD < STRAY && !self.still_led(since, led).is_zero()
+    /// When to look again whether requests meet a version though nobody leads them there who has heard of what was written at
+    /// `since`; zero when none do, when nobody counts them, and when it was waited for long enough.
+    pub fn unquiet(&self, since: Timestamp, version: WhichVersion) -> Duration {
+        let Some(met) = &self.seen.judged.met else {
+            return Duration::ZERO;
+        };
+        // Silence is what a complete look tells, not that nobody has looked since: a controller hung, a release could not be
+        // recorded as one whose requests are counted each second, and a spec was edited so that counting began anew.
+        let quiet = version(met).checked_add(QUIET).unwrap_or(Timestamp::MAX);
+        if met.known >= quiet && met.known >= self.settled_at(since) {
+            return Duration::ZERO;
+        }
+        LISTEN.min(self.patience(since))
     }
 
     /// How long it is waited on at the most for who has not heard of what was written at `since`.
@@ -531,11 +531,16 @@ impl<'a> Draft<'a> {
         self.until(self.settled_at(since), STRAY)
     }
 
+    /// Whether requests that still meet a version are worth a word, as in [`Self::unquiet`].
+    pub fn has_strays(&self, since: Timestamp, version: WhichVersion) -> bool {
+        self.patience(since) + WORTH_A_WORD < STRAY && !self.unquiet(since, version).is_zero()
+    }
+
     /// Why what was written at `since` takes longer than the settle time to be known, as a clause; none where it does not.
     pub fn late(&self, since: Timestamp) -> Option<String> {
-        let outage = self.seen.outage.as_ref()?;
+        let outage = self.settling.outages.last()?;
         let left = self.unsettled(since);
-        (left > self.until(self.counted_from(since), self.settle)).then(|| {
+        (left > self.until(self.settling.undisturbed(self.counted_from(since)), Duration::ZERO)).then(|| {
             format!(
                 "; the API server was out of reach until {}, and ingress-nginx may hear of this as late as {}",
                 clock(outage.until, self.now),
@@ -551,8 +556,9 @@ impl<'a> Draft<'a> {
         };
         match self.late(since) {
             Some(late) => format!("{late}: its pods stay until then"),
-            None if self.leads_on(since, self.seen.judged.led.canary) => format!(
-                "; some ingress-nginx controller still leads requests to its pods, which stay until it has heard of this, at the latest until {}",
+            None if self.has_strays(since, VERSION_2) => format!(
+                "; not every ingress-nginx controller is known to have heard of this: version 2's pods stay until no request has met them for {} s, at the latest until {}",
+                QUIET.as_secs(),
                 clock(self.now + self.patience(since), self.now)
             ),
             None => String::new(),
@@ -748,9 +754,9 @@ impl<'a> Draft<'a> {
         if let Some(rollout) = rollout {
             let (analysed, why, told) = analysing::analysed(&self.status.checks);
             self.tell(types::ANALYSED, analysed.map_or(Truth::Unknown, Truth::from), why, told);
-            let led = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
-            if led && rollout.drained_since.is_none() {
-                let (live, why, told) = weight_live(rollout, self.settling(), self.now);
+            let split = matches!(rollout.stage, Stage::Stepping | Stage::Promoting | Stage::Finishing);
+            if split && rollout.drained_since.is_none() {
+                let (live, why, told) = weight_live(rollout, self.settling.live(rollout), self.now);
                 self.tell(types::WEIGHT_LIVE, live, why, told);
                 let (verified, why, told) = split_verified(rollout);
                 self.tell(types::TRAFFIC_SPLIT_VERIFIED, verified, why, told);
@@ -813,13 +819,13 @@ impl From<bool> for Truth {
 }
 
 /// Whether every controller has had the time to learn of the weight in force, and no counted requests deny that.
-fn weight_live(rollout: &Rollout, settling: Settling, now: Timestamp) -> (bool, &'static str, String) {
+fn weight_live(rollout: &Rollout, live: Option<Timestamp>, now: Timestamp) -> (bool, &'static str, String) {
     let told = |told: &Option<String>| told.clone().unwrap_or_default();
-    match &rollout.weight_since {
+    match live {
         _ if rollout.split_differs.is_some() => (false, proof::SPLIT, told(&rollout.split_differs)),
         _ if rollout.interrupted_since.is_some() => (false, "Interrupted", String::new()),
         _ if rollout.proven.is_some() => (true, "Counted", told(&rollout.proven)),
-        Some(since) if settling.end(since.0) <= now => (true, "Settled", String::new()),
+        Some(live) if live <= now => (true, "Settled", String::new()),
         Some(_) => (false, "Settling", String::new()),
         None => (false, "NotWritten", String::new()),
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Kind, Level, Op,
-    draft::{Draft, Flow, IDLE, clock},
+    draft::{Draft, Flow, IDLE, STRAY, clock},
     preparing::ALREADY_RUNNING,
     promoting, schedule,
 };
@@ -17,8 +17,10 @@ use std::time::Duration;
 
 /// Releases that are told.
 const HISTORY: usize = 10;
-/// A deletion does not wait longer than this for objects to go: the garbage collector removes what is owned.
+/// A deletion does not wait longer than this for version 1 to get ready.
 const DELETION_DEADLINE: Duration = Duration::from_secs(120);
+/// Nor for objects to go once nobody has to wait for requests to them: the garbage collector removes what is owned.
+const CLEANUP: Duration = Duration::from_secs(30);
 
 /// What is told while requests cannot return to version 1 yet.
 const AWAITING: [&str; 2] = [AWAITING_VERSION_1, STUCK];
@@ -400,9 +402,14 @@ fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
         Some(rollout) if rollout.outcome == Some(Outcome::Aborted) => draft.counted_from(rollout.waiting_since.0),
         Some(_) => draft.now,
     };
-    let overdue = draft.until(draft.settling().end(begun), DELETION_DEADLINE).is_zero();
     let exposed = rollout.as_ref().is_some_and(may_be_exposed);
     let mut since = rollout.as_mut().and_then(|r| r.drained_since.take());
+    let traffic_ended = since
+        .as_ref()
+        .map_or(begun, |since| draft.counted_from(since.0).max(begun));
+    let overdue = draft
+        .until(draft.settling.end(traffic_ended), STRAY + CLEANUP)
+        .is_zero();
     if ended || overdue || draft.drain(&mut since, exposed, false, "the CanaryRelease is being deleted") {
         if overdue {
             draft.note(
@@ -438,6 +445,6 @@ fn abandon(draft: &mut Draft<'_>, asked: Timestamp) -> Flow {
         "Aborted",
         format!("the CanaryRelease is being deleted: version 1 gets all requests, version 2 is being removed{stay}"),
     );
-    draft.look_again(draft.settle);
+    draft.look_again(draft.settling.time);
     Flow::Wait
 }

@@ -146,7 +146,7 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
     if rollout.expressed.as_ref() != Some(&draft.expression(split)) {
         return None;
     }
-    let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settle);
+    let rest = draft.until(rollout.weight_since.as_ref()?.0, draft.settling.time);
     let watching = draft.held_for(TAMPERED) && !rest.is_zero();
     let stray = draft.strays(&rollout, split);
     if !watching && stray.is_none() {
@@ -163,6 +163,6 @@ pub(super) fn tampered(draft: &mut Draft<'_>, rollout: &Rollout, split: Split) -
         "Ingress {name} was changed by somebody else, or the one it follows was, and is put right: if that goes on, find out who writes it (kubectl get ingress {name} -o yaml --show-managed-fields)"
     );
     let flow = hold_until_deadline(draft, rollout, (TAMPERED, why));
-    draft.look_again(if watching { rest } else { draft.settle });
+    draft.look_again(if watching { rest } else { draft.settling.time });
     Some(flow)
 }

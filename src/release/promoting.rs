@@ -6,14 +6,14 @@
 use super::{
     Finding, Kind, Level, Op,
     analysing::{doubt, found_harmful},
-    draft::{Draft, Flow, SCALING, clock},
+    draft::{Draft, Flow, SCALING, VERSION_1, clock},
     ending, hash,
     holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
     preflight::ground,
     proof::contradiction,
     schedule,
-    stepping::held_by,
-    waiting::{paused, share},
+    stepping::{held_by, wait_at},
+    waiting::{paused, share, unheard},
 };
 use crate::{
     api::{Outcome, Phase, PromotionMode, Rollout, ShiftTraffic, Stage, Weight},
@@ -91,15 +91,11 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let who = share(draft, split.weight);
         draft.note(Level::Normal, "TrafficChanged", format!("spec.traffic changed: {who}"));
     }
-    if let Some(barrier) = paused(draft, "promotion") {
+    let serves = draft.live_weight() < Weight::FULL;
+    let unheard = || unheard(draft, "promotion", draft.now).filter(|_| serves);
+    if let Some(barrier) = paused(draft, "promotion").or_else(unheard) {
         let weight = draft.live_weight();
-        draft.say(
-            barrier.phase,
-            barrier.reason,
-            format!("{weight}% of the requests go to version 2; {}", barrier.why),
-        );
-        draft.status.rollout = Some(rollout);
-        return Flow::Wait;
+        return wait_at(draft, rollout, weight, barrier);
     }
     // Pods, or a person, may have been waited for since the last step's verdicts.
     let asks = shifts || draft.seen.release.spec.promotion.mode == PromotionMode::UpdateStable;
@@ -144,6 +140,13 @@ fn scale(draft: &mut Draft<'_>, rollout: &mut Rollout) -> Option<Flow> {
     // Nor where requests were taken away a moment ago: nginx may send some still, so that no pod goes (the model found that).
     let enough = draft.has_ready(rollout, draft.pods(rollout, live)) && written_and_missing(draft, rollout).is_none();
     if auto && enough && live < Weight::FULL && (refused.is_some() || draft.deadline(rollout).is_zero()) {
+        if let Some(barrier) = unheard(draft, "promotion", draft.now) {
+            // Told as this wait goes on: another reason would begin its deadline anew.
+            draft.say(Phase::Promoting, SCALING, format!("{late}; {}", barrier.why));
+            draft.look_again(draft.until(barrier.until.unwrap_or(draft.now), Duration::ZERO));
+            draft.status.rollout = Some(rollout.clone());
+            return Some(Flow::Wait);
+        }
         let deadline = draft.seen.release.spec.progress_deadline;
         let why = refused.unwrap_or_else(|| format!("not within {deadline} (spec.progressDeadline)"));
         let message = format!(
@@ -189,17 +192,17 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
     let left = draft.unsettled(written);
     // Some may choose version 1, and all may stay with it for a cookie: nothing tells those from a controller that has not heard,
     // so that they are waited for too, and not for ever.
-    let stray = draft.still_led(written, draft.seen.judged.led.stable);
+    let stray = draft.unquiet(written, VERSION_1);
     if left.is_zero() && stray.is_zero() {
         return None;
     }
     draft.look_again(left.max(stray));
-    let next = match draft.leads_on(written, draft.seen.judged.led.stable) {
+    let next = match draft.has_strays(written, VERSION_1) {
         true => format!(
-            "as soon as no ingress-nginx controller leads requests there any more, at the latest at {}",
+            "when no request has met it for some seconds, at the latest at {}",
             clock(draft.now + draft.patience(written), draft.now)
         ),
-        false => format!("at {}", clock(draft.settled_at(written), draft.now)),
+        false => format!("at {} at the earliest", clock(draft.settled_at(written), draft.now)),
     };
     let late = draft.late(written).unwrap_or_default();
     let message = format!(
@@ -235,19 +238,6 @@ fn replace_stable(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         return Flow::Wait;
     };
     let serves = draft.live_weight() < Weight::FULL;
-    if serves && let Some(outage) = draft.unheard() {
-        // What becomes of pods under their traffic has to be heard of at once.
-        let next = clock(outage.heard_by(), draft.now);
-        let message = format!(
-            "Deployment {} is next at {next}, and serves while it is replaced: the API server was out of reach until {}, and ingress-nginx may hear of its pods as late as that",
-            stable.name,
-            clock(outage.until, draft.now)
-        );
-        draft.say(Phase::Promoting, "ReplacingStable", message);
-        draft.look_again(draft.until(outage.heard_by(), Duration::ZERO));
-        draft.status.rollout = Some(rollout);
-        return Flow::Wait;
-    }
     let recorded = draft.seen.release.rollout();
     if recorded.is_none_or(|recorded| recorded.stage != Stage::Promoting) {
         // Were the operator to die between this write and the status, it would take the write for somebody else's.
@@ -437,7 +427,7 @@ fn keep_traffic(draft: &mut Draft<'_>, rollout: &mut Rollout) {
         step: steps + 1,
     };
     let since = rollout.weight_since.as_ref();
-    let settled = since.is_none_or(|since| draft.until(since.0, draft.settle).is_zero());
+    let settled = since.is_none_or(|since| draft.until(since.0, draft.settling.time).is_zero());
     // Where somebody else replaced the stable Deployment before all requests were shifted, the canary lacks the pods for it.
     let shifted = rollout.reached.last().is_some_and(|last| last.weight == Weight::FULL);
     if rollout.unshifted.is_some()
@@ -488,6 +478,11 @@ fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     };
+    let serves = draft.live_weight() < Weight::FULL;
+    if let Some(barrier) = unheard(draft, "version 1", draft.now).filter(|_| serves) {
+        let weight = draft.live_weight();
+        return wait_at(draft, rollout, weight, barrier);
+    }
     let op = Op::Merge {
         version: stable.version.clone(),
         patch: json!({"spec": {"template": differences(&stable.template, kept)}}),

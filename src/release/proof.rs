@@ -62,7 +62,7 @@ fn tally(draft: &Draft<'_>) -> Option<String> {
 /// What was counted says, where it was counted since the weight is live and chance decides about each request.
 fn verdict(draft: &Draft<'_>, rollout: &Rollout, weight: Weight) -> Option<SplitVerdict> {
     let span = draft.seen.judged.live.as_ref()?;
-    let live = draft.settling().end(rollout.weight_since.as_ref()?.0);
+    let live = draft.settling.live(rollout)?;
     let of_this_weight = span.since >= live || rollout.split_differs.is_some();
     if !of_this_weight || pins_clients(rollout, &draft.seen.ingresses, draft.routing) {
         return None;

@@ -82,7 +82,7 @@ pub(super) fn stepping(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         .step(rollout.step)
         .and_then(|step| step.hold)
         .unwrap_or_default();
-    let live = draft.settling().end(written);
+    let live = draft.settling.end(written);
     let over = live.checked_add(hold.get()).unwrap_or(Timestamp::MAX);
     let left = draft.until(over, Duration::ZERO);
     // An Ingress is written once in a round: what follows needs the version that this leaves.
@@ -137,10 +137,8 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, over: 
         draft.decision.good_news_waits = true;
     } else {
         // That the weight is live is worth a look of its own.
-        let since = rollout.weight_since.as_ref();
-        let settling = since.map_or(Duration::ZERO, |since| {
-            draft.until(draft.settling().end(since.0), Duration::ZERO)
-        });
+        let live = draft.settling.live(&rollout);
+        let settling = live.map_or(Duration::ZERO, |live| draft.until(live, Duration::ZERO));
         if !settling.is_zero() && left >= settling + SOON {
             draft.look_again(settling);
         }
@@ -172,7 +170,9 @@ fn stay(draft: &mut Draft<'_>, mut rollout: Rollout, schedule: &Schedule, over: 
     let trouble = trouble(draft, &rollout)
         .map(|told| format!("; {told}"))
         .unwrap_or_default();
-    draft.say(phase, reason, format!("{who}; {then}{trouble}"));
+    let since = rollout.weight_since.as_ref();
+    let late = since.and_then(|since| draft.late(since.0)).unwrap_or_default();
+    draft.say(phase, reason, format!("{who}; {then}{late}{trouble}"));
     draft.status.rollout = Some(rollout);
     Flow::Wait
 }
@@ -221,7 +221,7 @@ pub(super) fn held_by(draft: &mut Draft<'_>, rollout: Rollout, doubt: analysing:
 }
 
 /// The step's time is over, and the schedule waits for something else than time.
-fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
+pub(super) fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight, barrier: Barrier) -> Flow {
     // Days may pass here: interruptions before them are not of the same trouble as those after.
     rollout.interrupted_for = None;
     let trouble = trouble(draft, &rollout)

@@ -12,6 +12,7 @@ use kube::ResourceExt;
 
 const PAUSED: &str = "Paused";
 pub(super) const APPROVAL: &str = "AwaitingApproval";
+const UNHEARD: &str = "AwaitingControllers";
 const WINDOW: &str = "WindowClosed";
 const MISTAKE: &str = "InvalidSpec";
 
@@ -52,7 +53,26 @@ pub(super) fn barrier(draft: &Draft<'_>, rollout: &Rollout, schedule: &Schedule,
 /// What keeps any weight from rising at `at`, whichever step it is of.
 pub(super) fn shut(draft: &Draft<'_>, rollout: &Rollout, next: &str, at: Timestamp) -> Option<Barrier> {
     let scheduled = !rollout.skip_steps;
-    paused(draft, next).or_else(|| scheduled.then(|| closed(draft, next, at)).flatten())
+    paused(draft, next)
+        .or_else(|| scheduled.then(|| closed(draft, next, at)).flatten())
+        .or_else(|| unheard(draft, next, at))
+}
+
+/// Controllers that may not have heard of endpoints yet: they would lead a raised share to the few that they know, and go on
+/// leading requests to pods that are gone.
+pub(super) fn unheard(draft: &Draft<'_>, next: &str, at: Timestamp) -> Option<Barrier> {
+    let outage = draft.settling.outages.unheard(at)?;
+    let heard_by = outage.heard_by();
+    Some(Barrier {
+        phase: Phase::Holding,
+        reason: UNHEARD,
+        why: format!(
+            "{next} at {}: the API server was out of reach until {}, and ingress-nginx may hear of new and lost endpoints as late as that",
+            clock(heard_by, draft.now),
+            clock(outage.until, draft.now)
+        ),
+        until: Some(heard_by),
+    })
 }
 
 /// `spec.paused`, which holds what is not yet begun.

@@ -44,7 +44,7 @@ fn settle() -> Duration {
 fn settling() -> Settling {
     Settling {
         time: settle(),
-        outage: None,
+        outages: Default::default(),
     }
 }
 
@@ -392,7 +392,7 @@ impl Mind {
             judged: judged(read, &ingresses, look.judgement),
             drained_since: None,
             led_since: jiff::Timestamp::MIN,
-            outage: None,
+            outages: Default::default(),
             ingresses,
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     lab::{Lab, is_operator, lab_of_two},
     leading, properties,
     scenario::{Run, Scenario},
-    sweep::{away, on_threads},
+    sweep::{Away, away, on_threads},
 };
 use canary_operator::{
     analysis::ScrapeError,
@@ -169,9 +169,15 @@ async fn outages(lab: &Lab, seed: u64, fired: &Fired) {
             return;
         }
         let length = Duration::from_secs(rng.u64(2..10));
-        let back_off = (length * 2 + Duration::from_secs(2)).mul_f64(rng.f64());
+        let mut back_off = || (length * 2 + Duration::from_secs(2)).mul_f64(rng.f64());
+        let (ingresses, endpoints) = (back_off(), back_off());
         *fired.lock().unwrap().entry("outage").or_default() += 1;
-        away(&lab.world.server, &lab.world.nginx, (length, back_off));
+        let outage = Away {
+            length,
+            ingresses,
+            endpoints,
+        };
+        away(&lab.world.server, &lab.world.nginx, outage);
     }
 }
 

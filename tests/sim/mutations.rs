@@ -10,7 +10,11 @@ use canary_operator::{
     api::{Stage, Verdict},
     controller::Settings,
     observe::Observed,
-    rehearse::{World, actors::behaviour::Answers, nginx::Scrapes},
+    rehearse::{
+        World,
+        actors::behaviour::Answers,
+        nginx::{Scrapes, Watched},
+    },
     release::{Decide, Decision, Kind, Op, Write, decide},
     routing::Routing,
 };
@@ -56,7 +60,7 @@ const MUTATIONS: [Mutation; 14] = [
                 .rollout()
                 .is_some_and(|rollout| rollout.stage == Stage::Promoting);
             let mut seen = seen.clone();
-            seen.judged.led.stable = None;
+            seen.judged.met.iter_mut().for_each(|met| met.stable = Timestamp::MIN);
             decide(&seen, routing, if promoting { Duration::ZERO } else { settle }, now)
         },
         caught_by: "S6",
@@ -166,7 +170,7 @@ const MUTATIONS: [Mutation; 14] = [
         bug: "everybody hears of everything at once",
         decide: |seen, routing, settle, now| {
             let mut seen = seen.clone();
-            seen.outage = None;
+            seen.outages = Default::default();
             decide(&seen, routing, settle, now)
         },
         caught_by: "requests failed",
@@ -175,7 +179,7 @@ const MUTATIONS: [Mutation; 14] = [
         bug: "nobody asks who still leads requests to version 2",
         decide: |seen, routing, settle, now| {
             let mut seen = seen.clone();
-            seen.judged.led.canary = None;
+            seen.judged.met.iter_mut().for_each(|met| met.canary = Timestamp::MIN);
             decide(&seen, routing, settle, now)
         },
         caught_by: "requests failed",
@@ -302,7 +306,7 @@ async fn undergo(trial: Trial, lab: &Lab) {
                         away(server, nginx, AWAY);
                         nginx.scrapes(Scrapes::Say(String::new()));
                     }
-                    _ => nginx.deafen(DEAF),
+                    _ => nginx.deafen(&Watched::ALL, DEAF),
                 }
                 lab.pass(5).await;
                 lab.command("abort", "");

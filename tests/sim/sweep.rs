@@ -8,10 +8,10 @@ use crate::{
 use canary_operator::rehearse::{
     ApiServer, Key,
     json::{int, text},
-    nginx::Nginx,
+    nginx::{Nginx, Watched},
     server::{
         error,
-        intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome},
+        intercept::{After, Before, EventFate, Interceptor, NoFaults, Outcome, Record},
         resource::Resource,
         routes::Call,
         store::{ChangeKind, Version},
@@ -58,6 +58,8 @@ enum Fault {
     StartBehind,
     /// Nobody reaches the API server for a while after the write, and ingress-nginx hears of it late
     ServerAway,
+    /// The same, but ingress-nginx hears of Ingresses long before it hears of endpoints
+    EndpointsUnheard,
     /// ingress-nginx alone is cut off for a while after the write
     ControllersDeaf,
     /// F9
@@ -112,7 +114,7 @@ const REQUESTS: [Fault; 13] = [
     StartAhead,
     StartBehind,
 ];
-const OUTAGES: [Fault; 2] = [ServerAway, ControllersDeaf];
+const OUTAGES: [Fault; 3] = [ServerAway, EndpointsUnheard, ControllersDeaf];
 const EVENTS: [Fault; 4] = [EventMissed, EventLate, WatchCut, WatchGone];
 const HANDS: [Fault; 14] = [
     PausedForAWhile,
@@ -180,13 +182,35 @@ impl Fault {
     }
 }
 
-/// For how long nobody reaches the API server, and how much longer ingress-nginx may be without it then, whose watches wait longer
-/// and longer before they try again.
-pub const AWAY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(55));
+/// The API server is out of reach for everybody.
+#[derive(Clone, Copy)]
+pub struct Away {
+    pub length: Duration,
+    /// How much longer ingress-nginx is without its Ingresses then, whose watches wait longer and longer before they try again.
+    pub ingresses: Duration,
+    /// And without all else.
+    pub endpoints: Duration,
+}
 
-pub fn away(server: &ApiServer, nginx: &Nginx, (length, back_off): (Duration, Duration)) {
+/// As late as it may be.
+pub const AWAY: Away = Away {
+    length: Duration::from_secs(3),
+    ingresses: Duration::from_secs(55),
+    endpoints: Duration::from_secs(55),
+};
+
+pub fn away(server: &ApiServer, nginx: &Nginx, away: Away) {
+    let Away {
+        length,
+        ingresses,
+        endpoints,
+    } = away;
     server.go_away();
-    nginx.deafen(length + back_off);
+    nginx.deafen(&[Watched::Ingresses], length + ingresses);
+    nginx.deafen(
+        &[Watched::Classes, Watched::Services, Watched::Endpoints],
+        length + endpoints,
+    );
     let server = server.clone();
     tokio::spawn(async move {
         tokio::time::sleep(length).await;
@@ -300,8 +324,13 @@ impl Interceptor for Injector {
                 away(&self.server, &self.nginx, AWAY);
                 After::Pass
             }
+            EndpointsUnheard => {
+                let ingresses = Duration::from_secs(1);
+                away(&self.server, &self.nginx, Away { ingresses, ..AWAY });
+                After::Pass
+            }
             ControllersDeaf => {
-                self.nginx.deafen(DEAF);
+                self.nginx.deafen(&Watched::ALL, DEAF);
                 After::Pass
             }
             hand => {
@@ -407,6 +436,13 @@ impl Interceptor for Count {
     }
 }
 
+/// The number of the operator's write that replaces version 1.
+fn replacing(calm: &Run) -> usize {
+    let mut written = calm.records.iter().filter(|record| is_written(record));
+    let replaces = |record: &Record| record.resource.plural == "deployments" && record.name == "shop";
+    written.position(replaces).map_or(usize::MAX, |before| before + 1)
+}
+
 /// What is broken beyond what the fault itself breaks.
 fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> Vec<String> {
     let mut broken = properties::broken(run);
@@ -430,7 +466,11 @@ fn check(scenario: Scenario, fault: Fault, at: usize, calm: &Run, run: &Run) -> 
             .any(|word| line.starts_with(word)),
         // Who is told of replaced pods late leads requests to those that are gone, where no canary carries them: as in any rollout
         // of a Deployment, which nobody else can hold.
-        ServerAway | ControllersDeaf if scenario.is_replaced_while_it_serves() => line.starts_with("requests failed"),
+        // The operator waits for that after an outage which it has met, and knows nothing of one that it has not.
+        ServerAway | EndpointsUnheard if scenario.is_replaced_while_it_serves() => {
+            at >= replacing(calm) && line.starts_with("requests failed")
+        }
+        ControllersDeaf if scenario.is_replaced_while_it_serves() => line.starts_with("requests failed"),
         // And who is denied for long says so.
         DeniedForLong => line.starts_with("stalled at"),
         // The last word on the stable Deployment that is never heard is told as a promotion that is stuck.

@@ -9,7 +9,7 @@ mod words;
 
 pub use rules::{Rule, Rules};
 
-use super::{Counts, Led, Side, sequential::Batch};
+use super::{Counts, Met, Side, sequential::Batch};
 use crate::api::{CheckKind, CheckStatus, Verdict, Weight};
 use case::Case;
 use jiff::Timestamp;
@@ -99,8 +99,8 @@ pub struct Judged {
     pub live: Option<Span>,
     /// Requests since counting began.
     pub all: Option<Span>,
-    /// When requests were last led to each version, where that is counted at once.
-    pub led: Led,
+    /// Until when requests have met each version, where that is counted at once.
+    pub met: Option<Met>,
 }
 
 /// Judges one release.
@@ -286,7 +286,7 @@ impl Judge {
         judged.live = counts.and_then(|counts| Some(self.live.as_ref()?.span(counts)));
         judged.all = look.counts.and_then(|counts| Some(self.first.as_ref()?.span(counts)));
         let at_once = look.counts.filter(|_| look.lag.is_zero());
-        judged.led = at_once.map(|counts| counts.led).unwrap_or_default();
+        judged.met = at_once.and_then(|counts| counts.met);
         judged
     }
 }

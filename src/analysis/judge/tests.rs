@@ -46,7 +46,7 @@ fn trial(analysis: Value) -> Trial {
             stable: Side::default(),
             canary: Side::default(),
             elsewhere: 0,
-            led: Led::default(),
+            met: None,
         },
         second: 0,
         answers: BTreeMap::new(),

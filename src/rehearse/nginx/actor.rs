@@ -30,7 +30,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{sync::watch::Receiver, time::Instant};
+use tokio::{
+    sync::{Notify, watch::Receiver},
+    time::Instant,
+};
 
 /// `--sync-rate-limit` 0.3 per second.
 const BETWEEN_SYNCS: Duration = Duration::from_millis(3334);
@@ -64,11 +67,44 @@ pub enum Scrapes {
     Hang,
 }
 
+/// A kind of object that the controllers watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watched {
+    /// All of them.
+    Ingresses,
+    /// Which of them are theirs.
+    Classes,
+    /// Behind them.
+    Services,
+    /// The pods' addresses.
+    Endpoints,
+}
+
+impl Watched {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Ingresses, Self::Classes, Self::Services, Self::Endpoints];
+
+    fn resource(self) -> Resource {
+        let (group, plural) = match self {
+            Self::Ingresses => ("networking.k8s.io", "ingresses"),
+            Self::Classes => ("networking.k8s.io", "ingressclasses"),
+            Self::Services => ("", "services"),
+            Self::Endpoints => ("discovery.k8s.io", "endpointslices"),
+        };
+        Resource::new(group, plural)
+    }
+
+    fn of(resource: &Resource) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.resource() == *resource)
+    }
+}
+
 /// A handle on all controllers, which share one configuration; clones are the same.
 #[derive(Clone)]
 pub struct Nginx {
     server: ApiServer,
     state: Arc<Mutex<State>>,
+    deafened: Arc<Notify>,
 }
 
 struct State {
@@ -83,8 +119,15 @@ struct State {
     /// The version of the world as of which these are known.
     seen: u64,
     scrapes: Scrapes,
-    /// Until then it hears of no change.
-    deaf_until: Option<Instant>,
+    /// Kinds whose watch is cut off.
+    deaf: BTreeMap<Watched, Deaf>,
+}
+
+/// A watch that is cut off.
+struct Deaf {
+    until: Instant,
+    /// What had been heard of before.
+    heard: Vec<Arc<Value>>,
 }
 
 /// A controller's process.
@@ -147,11 +190,12 @@ impl Nginx {
             answers: BTreeMap::new(),
             seen: 0,
             scrapes: Scrapes::default(),
-            deaf_until: None,
+            deaf: BTreeMap::new(),
         };
         Self {
             server,
             state: Arc::new(Mutex::new(state)),
+            deafened: Arc::default(),
         }
     }
 
@@ -160,17 +204,21 @@ impl Nginx {
         let mut changes = self.server.subscribe_from_start();
         let mut last_sync: Option<Instant> = None;
         loop {
-            if !changes.next().await.iter().any(|v| concerns(v)) {
+            let concerned = tokio::select! {
+                biased;
+                versions = changes.next() => versions.iter().any(|version| self.hears_of(version)),
+                () = self.hears_again() => true,
+            };
+            if !concerned {
                 continue;
             }
             if let Some(last) = last_sync {
                 tokio::time::sleep_until(last + BETWEEN_SYNCS).await;
             }
-            self.hears_again().await;
             last_sync = Some(Instant::now());
             // What has come meanwhile is compiled in, too.
             changes.pending();
-            let model = Arc::new(Model::of(&self.server));
+            let model = Arc::new(self.compile());
             let timer = Duration::from_millis(self.lock().rng.u64(..=WORKER_TIMER));
             tokio::time::sleep(timer).await;
             let mut state = self.lock();
@@ -216,20 +264,54 @@ impl Nginx {
         self.lock().scrapes = scrapes;
     }
 
-    /// The controllers hear of no change for so long, and go on with what they know: their watches are cut off.
-    pub fn deafen(&self, length: Duration) {
+    /// The controllers hear of no change to these kinds of objects for so long, and go on with what they know: each watch is cut
+    /// off, and tried again, by itself.
+    pub fn deafen(&self, kinds: &[Watched], length: Duration) {
         let mut state = self.lock();
-        state.deaf_until = state.deaf_until.max(Some(Instant::now() + length));
+        let until = Instant::now() + length;
+        for kind in kinds {
+            let heard = || Deaf {
+                until,
+                heard: self.server.list(&kind.resource(), ""),
+            };
+            let deaf = state.deaf.entry(*kind).or_insert_with(heard);
+            deaf.until = deaf.until.max(until);
+        }
+        self.deafened.notify_one();
     }
 
+    /// Whether it is of a kind whose watch works, and makes a difference.
+    fn hears_of(&self, version: &Version) -> bool {
+        let kind = Watched::of(&version.key.resource).filter(|kind| concerns(*kind, version));
+        kind.is_some_and(|kind| !self.lock().deaf.contains_key(&kind))
+    }
+
+    /// Some watch works again.
     async fn hears_again(&self) {
         loop {
-            let deaf_until = self.lock().deaf_until;
-            match deaf_until {
-                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
-                _ => return,
+            let next = self.lock().deaf.values().map(|deaf| deaf.until).min();
+            match next {
+                Some(until) if until <= Instant::now() => {
+                    return self.lock().deaf.retain(|_, deaf| deaf.until > until);
+                }
+                Some(until) => tokio::select! {
+                    () = tokio::time::sleep_until(until) => {}
+                    () = self.deafened.notified() => {}
+                },
+                None => self.deafened.notified().await,
             }
         }
+    }
+
+    /// What follows from all that was heard of.
+    fn compile(&self) -> Model {
+        let state = self.lock();
+        let heard = |kind: Watched| match state.deaf.get(&kind) {
+            Some(deaf) => deaf.heard.clone(),
+            None => self.server.list(&kind.resource(), ""),
+        };
+        let [ingresses, classes, services, slices] = Watched::ALL.map(heard);
+        Model::compile(&ingresses, &classes, &services, &slices)
     }
 
     /// Every controller's container starts over so fast that nobody sees it: what they have counted is gone.
@@ -333,15 +415,10 @@ fn runs(pod: &Value) -> bool {
     map(pod, "/status/containerStatuses/0/state/running").is_some()
 }
 
-fn concerns(version: &Version) -> bool {
-    match version.key.resource.plural.as_str() {
-        "ingresses" => {
-            version.change != ChangeKind::Modified
-                || seen_of(version.previous.as_deref()) != seen_of(Some(&version.object))
-        }
-        "services" | "endpointslices" | "ingressclasses" => true,
-        _ => false,
-    }
+fn concerns(kind: Watched, version: &Version) -> bool {
+    kind != Watched::Ingresses
+        || version.change != ChangeKind::Modified
+        || seen_of(version.previous.as_deref()) != seen_of(Some(&version.object))
 }
 
 /// What of an Ingress the controller looks at.

@@ -9,7 +9,7 @@ pub mod metrics;
 pub mod model;
 pub mod serve;
 
-pub use actor::{Nginx, Scrapes, controller_pod};
+pub use actor::{Nginx, Scrapes, Watched, controller_pod};
 pub use decide::{SimRequest, Split};
 pub use model::Model;
 pub use serve::{Outcome, Reply};

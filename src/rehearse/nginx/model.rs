@@ -1,9 +1,6 @@
 //! From Ingresses, Services and endpoints to servers, locations and upstreams, in the controller's own order.
 
-use crate::rehearse::{
-    ApiServer, Resource,
-    json::{int, items, map, text},
-};
+use crate::rehearse::json::{int, items, map, text};
 use regex::Regex;
 use serde_json::{Map, Value};
 use std::{
@@ -105,19 +102,6 @@ struct Ingress {
 }
 
 impl Model {
-    /// Compiles what is stored now.
-    pub fn of(server: &ApiServer) -> Self {
-        let list = |group: &str, plural: &str| server.list(&Resource::new(group, plural), "");
-        let classes = list("networking.k8s.io", "ingressclasses");
-        let slices = list("discovery.k8s.io", "endpointslices");
-        Self::compile(
-            &list("networking.k8s.io", "ingresses"),
-            &classes,
-            &list("", "services"),
-            &slices,
-        )
-    }
-
     /// Compiles a configuration from the objects it depends on.
     pub fn compile(
         ingresses: &[Arc<Value>],

@@ -81,8 +81,8 @@ fn deletion_of_a_release_that_never_began_lets_go_at_once() {
 #[test]
 fn deletion_that_takes_too_long_lets_go_and_says_who_cleans_up() {
     let stuck = world().at_first_step().deleted().rounds(1).with_stuck_ingress();
-    assert!(stuck.clone().later(125).rounds(1).guarded());
-    insta::assert_snapshot!(stuck.later(126).round().story);
+    assert!(stuck.clone().later(155).rounds(1).guarded());
+    insta::assert_snapshot!(stuck.later(156).round().story);
 }
 
 impl World {

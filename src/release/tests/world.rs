@@ -4,7 +4,7 @@ use super::super::{Decision, Kind, Op, Settling, decide, to_judge};
 use crate::{
     analysis::{Judged, Side, Span, Status},
     api::{ANNOTATION_COMMAND, CanaryRelease, CheckStatus, FINALIZER, Phase, Rollout, Verdict, Weight},
-    cluster::Outage,
+    cluster::Outages,
     observe::{Class, Failure, Observed, Survey, Workload},
     rehearse::server::patch::{PatchKind, apply},
     render::{owned_by, promotion_patch},
@@ -40,7 +40,7 @@ pub struct World {
     pub may_play: bool,
     pub now: Timestamp,
     pub led_since: Timestamp,
-    pub outage: Option<Outage>,
+    pub outages: Outages,
     pub story: String,
     versions: u64,
 }
@@ -69,7 +69,7 @@ pub fn world() -> World {
         may_play: true,
         now: "2026-01-05T10:00:00Z".parse().unwrap(),
         led_since: Timestamp::MIN,
-        outage: None,
+        outages: Outages::default(),
         story: String::new(),
         versions: 1,
     }
@@ -302,7 +302,7 @@ impl World {
             .collect();
         let settling = Settling {
             time: SETTLE,
-            outage: self.outage,
+            outages: self.outages.clone(),
         };
         let asked = to_judge(&self.release, &seen, &IngressNginx::default(), &settling);
         let (Some(change), Some(asked)) = (self.verdict, asked) else {
@@ -390,7 +390,7 @@ impl World {
             judged: self.judgement(),
             drained_since: None,
             led_since: self.led_since,
-            outage: self.outage,
+            outages: self.outages.clone(),
         }
     }
 
