@@ -12,6 +12,7 @@ use kube::{
     api::{DynamicObject, Patch, PostParams},
     runtime::controller::Action,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
@@ -186,18 +187,35 @@ fn remember(context: &Context, namespace: &str, written: CanaryRelease) -> Arc<C
 
 /// What makes a status worth a write. The count of pods alone does not, nor do other numbers for the same verdicts before
 /// their time: they are told with the next change.
-fn worth(status: &CanaryReleaseStatus) -> Value {
-    let mut status = status.clone();
-    let failed = status.canary_pods.take().map(|pods| (pods.reason, pods.log));
-    let checks = std::mem::take(&mut status.checks).into_iter();
-    let verdicts: Vec<_> = checks
-        .map(|c| (c.name, c.asked, c.verdict, c.step, c.breaches))
-        .collect();
-    if let Some(rollout) = &mut status.rollout {
-        rollout.of_nginx = 0;
+#[derive(PartialEq, Serialize)]
+struct Worth {
+    status: CanaryReleaseStatus,
+    /// Why a pod failed, and what it logged last.
+    failed: (Option<String>, Option<String>),
+    /// By name and what is asked: the verdict, of which step, and how many breaches.
+    verdicts: Vec<(String, String, Option<Verdict>, u32, u32)>,
+}
+
+impl Worth {
+    fn of(mut status: CanaryReleaseStatus) -> Self {
+        let failed = status.canary_pods.take().map(|pods| (pods.reason, pods.log));
+        let checks = std::mem::take(&mut status.checks).into_iter();
+        let verdicts = checks.map(|c| (c.name, c.asked, c.verdict, c.step, c.breaches));
+        let verdicts = verdicts.collect();
+        if let Some(rollout) = &mut status.rollout {
+            rollout.of_nginx = 0;
+        }
+        Self {
+            status,
+            failed: failed.unwrap_or_default(),
+            verdicts,
+        }
     }
-    // Compared as stored: JSON has times to the second or the microsecond.
-    json!([status, failed.unwrap_or_default(), verdicts])
+
+    /// As stored: JSON has times to the second or the microsecond. To write it takes long, and what is the same without is mostly so.
+    fn is_same(&self, other: &Self) -> bool {
+        self == other || json!(self) == json!(other)
+    }
 }
 
 /// The status without its good news: a pass, or a verdict that is awaited, and a weight that is live.
@@ -224,9 +242,9 @@ fn is_recorded(old: Option<&CanaryReleaseStatus>, new: &CanaryReleaseStatus) -> 
         let mut status = status.clone();
         (status.phase, status.message, status.next_advance_at) = (None, None, None);
         status.conditions.clear();
-        worth(&status)
+        Worth::of(status)
     };
-    old.is_some_and(|old| facts(old) == facts(new))
+    old.is_some_and(|old| facts(old).is_same(&facts(new)))
 }
 
 /// Whether a status is worth a write.
@@ -240,13 +258,14 @@ fn differs(old: Option<&CanaryReleaseStatus>, decision: &Decision) -> bool {
     };
     let Some(old) = old else { return true };
     if decision.good_news_waits {
-        return worth(&without_good_news(old)) != worth(&without_good_news(&decision.status));
+        let bad_news = |status| Worth::of(without_good_news(status));
+        return !bad_news(old).is_same(&bad_news(&decision.status));
     }
     let stale = match (told(old), told(&decision.status)) {
         (Some(old), Some(new)) => new.duration_since(old).unsigned_abs() >= decision.tell_again,
         (old, new) => old != new,
     };
-    stale || worth(old) != worth(&decision.status)
+    stale || !Worth::of(old.clone()).is_same(&Worth::of(decision.status.clone()))
 }
 
 /// Records what was decided, on exactly the version that it was decided on.
