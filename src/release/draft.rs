@@ -502,8 +502,20 @@ impl<'a> Draft<'a> {
     }
 
     /// When what was written at `since` is known by everybody.
-    pub fn settled_at(&self, since: Timestamp) -> Timestamp {
+    fn settled_at(&self, since: Timestamp) -> Timestamp {
         self.settling.end(self.counted_from(since))
+    }
+
+    /// The same in words. An operator that has just begun to lead waits longer and tells the same: one that died after each of its
+    /// writes would never get there if it had another time to write each time.
+    pub fn known_at(&self, since: Timestamp) -> String {
+        clock(self.settling.end(since), self.now)
+    }
+
+    /// Until when it is waited at the most for who has not heard of what was written at `since`, as in [`Self::known_at`].
+    pub fn given_up_at(&self, since: Timestamp) -> String {
+        let end = self.settling.end(since).checked_add(STRAY);
+        clock(end.unwrap_or(Timestamp::MAX), self.now)
     }
 
     /// How long it takes until what was written at `since` is known by everybody; zero when it is.
@@ -544,7 +556,7 @@ impl<'a> Draft<'a> {
             format!(
                 "; the API server was out of reach until {}, and ingress-nginx may hear of this as late as {}",
                 clock(outage.until, self.now),
-                clock(self.now + left, self.now)
+                self.known_at(since)
             )
         })
     }
@@ -559,7 +571,7 @@ impl<'a> Draft<'a> {
             None if self.has_strays(since, VERSION_2) => format!(
                 "; not every ingress-nginx controller is known to have heard of this: version 2's pods stay until no request has met them for {} s, at the latest until {}",
                 QUIET.as_secs(),
-                clock(self.now + self.patience(since), self.now)
+                self.given_up_at(since)
             ),
             None => String::new(),
         }

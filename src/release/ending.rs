@@ -235,7 +235,7 @@ fn await_version_1(draft: &mut Draft<'_>, rollout: &mut Rollout, detail: &str) -
             return None;
         }
         draft.look_again(left);
-        let at = clock(draft.now + left, draft.now);
+        let at = draft.known_at(since);
         let late = draft.late(since).unwrap_or_default();
         let message = format!("Deployment {name} has rolled out; requests return to it at {at}: {detail}{late}");
         draft.say(Phase::RollingBack, "StableUpdated", message);

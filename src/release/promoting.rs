@@ -6,7 +6,7 @@
 use super::{
     Finding, Kind, Level, Op,
     analysing::{doubt, found_harmful},
-    draft::{Draft, Flow, SCALING, VERSION_1, clock},
+    draft::{Draft, Flow, SCALING, VERSION_1},
     ending, hash,
     holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
     preflight::ground,
@@ -200,9 +200,9 @@ fn shift(draft: &mut Draft<'_>, rollout: &mut Rollout, split: Split) -> Option<F
     let next = match draft.has_strays(written, VERSION_1) {
         true => format!(
             "when no request has met it for some seconds, at the latest at {}",
-            clock(draft.now + draft.patience(written), draft.now)
+            draft.given_up_at(written)
         ),
-        false => format!("at {} at the earliest", clock(draft.settled_at(written), draft.now)),
+        false => format!("at {} at the earliest", draft.known_at(written)),
     };
     let late = draft.late(written).unwrap_or_default();
     let message = format!(
@@ -368,7 +368,7 @@ pub(super) fn finishing(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
     let left = draft.unsettled(stable_since);
     if !drained && !left.is_zero() {
         draft.look_again(left);
-        let at = clock(draft.now + left, draft.now);
+        let at = draft.known_at(stable_since);
         let late = draft.late(stable_since).unwrap_or_default();
         let message = format!("Deployment {name} runs version 2; requests return to it at {at}{late}");
         draft.say(Phase::Promoting, "StableUpdated", message);

@@ -15,9 +15,10 @@ use std::sync::{
 pub enum Kill {
     Before(usize),
     After(usize),
+    AfterEach,
 }
 
-/// Kills once.
+/// Kills once, or again and again.
 pub struct Killer {
     pub kill: Kill,
     pub writes: AtomicUsize,
@@ -48,6 +49,10 @@ impl Interceptor for Killer {
         }
         match self.kill {
             Kill::After(at) if at == self.writes.load(Ordering::SeqCst) && self.fire() => After::Crash,
+            Kill::AfterEach => {
+                self.fire();
+                After::Crash
+            }
             _ => After::Pass,
         }
     }

@@ -35,6 +35,8 @@ const EDGES: [Duration; 5] = [
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub status: CheckStatus,
+    /// When there was first a look without counts.
+    since: Option<Timestamp>,
     pub window: Option<Window>,
     /// When the answer to a query was that was judged last.
     answered: Option<Timestamp>,
@@ -196,6 +198,7 @@ impl Case {
     pub fn recorded(status: CheckStatus) -> Self {
         Self {
             status,
+            since: None,
             window: None,
             answered: None,
             fresh: None,
@@ -346,9 +349,11 @@ impl Case {
         self.window = Some(Window { from, due, tell: due });
     }
 
-    /// No counts have come for a window that is over, or may not begin.
+    /// No counts have come for a window that is over, or may not begin. Who has only just begun to ask is given the time too: each
+    /// operator that started told an error, and one that died after each of its writes never got any further.
     fn overdue(&mut self, look: &Look<'_>, in_force: &InForce, due: Timestamp, why: &str) {
-        if look.now >= after(due, GRACE + look.lag) {
+        let since = *self.since.get_or_insert(look.now);
+        if look.now >= after(due.max(since), GRACE + look.lag) {
             self.note(Finding::error(why), look.now, in_force.step, look);
         }
     }

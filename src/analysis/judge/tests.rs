@@ -537,3 +537,16 @@ fn requests_are_counted_closely_after_a_raise_and_before_a_verdict_and_seldom_be
         [OFTEN, SELDOM, OFTEN]
     );
 }
+
+#[test]
+fn who_starts_over_gives_the_controllers_time_to_answer_before_it_tells_an_error() {
+    let mut trial = trial(success(99.0));
+    let judged = trial.seconds(45, WELL, WELL);
+    trial.restarts(&judged);
+    trial.silent = true;
+    trial.counts.complete = false;
+    let judged = trial.seconds(9, WELL, WELL);
+    assert_eq!(verdict(&judged), Some(Verdict::Pass));
+    let judged = trial.seconds(1, WELL, WELL);
+    assert_eq!(verdict(&judged), Some(Verdict::Error));
+}

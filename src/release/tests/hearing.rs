@@ -309,6 +309,21 @@ fn version_1_is_not_replaced_under_its_traffic_until_every_watch_is_back() {
 }
 
 #[test]
+fn an_operator_that_starts_over_tells_no_other_time_than_the_one_before() {
+    let waits = [
+        world().promoting(),
+        world().finishing().stable_rolled_out().rounds(1),
+        world().drained().later(1).after_an_outage_of(1).rounds(1),
+    ];
+    for mut world in waits {
+        let before = world.message();
+        assert!(before.contains("10:0"), "{before}");
+        world = world.later(4).led_by_a_clock_off_by(0).rounds(1);
+        assert_eq!(world.message(), before);
+    }
+}
+
+#[test]
 fn requests_are_counted_until_nothing_is_led_to_version_2() {
     use crate::{
         release::{Settling, to_judge},
