@@ -7,6 +7,7 @@ use crate::{
     observe::{Others, View, ask_ready, observe},
     release::{Decision, Kind, Op, Settling, Write, at_rest},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, ResourceExt,
     api::{DynamicObject, Patch, PostParams},
@@ -204,6 +205,10 @@ impl Worth {
         let verdicts = verdicts.collect();
         if let Some(rollout) = &mut status.rollout {
             rollout.of_nginx = 0;
+        }
+        let analysed = |condition: &&mut Condition| condition.type_ == conditions::ANALYSED;
+        if let Some(analysed) = status.conditions.iter_mut().find(analysed) {
+            analysed.message.clear();
         }
         Self {
             status,

@@ -5,7 +5,7 @@
 
 use super::{
     Finding, Kind, Level, Op,
-    analysing::{doubt, found_harmful},
+    analysing::{doubt, found_harmful, tell_again},
     draft::{Draft, Flow, SCALING, VERSION_1},
     ending, hash,
     holding::{gone, hold_until_deadline, resume, tampered, unready, written_and_missing},
@@ -331,8 +331,9 @@ fn await_stable(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weight) -> 
     if !draft.said("AwaitingStable") {
         draft.note(Level::Normal, "AwaitingStable", message.clone());
     }
-    // Waits for people: without a deadline.
+    // Waits for people: without a deadline, and they read the numbers.
     rollout.interrupted_for = None;
+    draft.decision.tell_again = Some(tell_again(draft, &rollout));
     draft.say(Phase::Promoting, "AwaitingStable", message);
     draft.status.rollout = Some(rollout);
     Flow::Wait

@@ -235,6 +235,8 @@ pub(super) fn wait_at(draft: &mut Draft<'_>, mut rollout: Rollout, weight: Weigh
         draft.look_again(draft.until(until, Duration::ZERO));
     }
     draft.status.next_advance_at = barrier.until.map(Time);
+    // Whoever is to approve reads the numbers.
+    draft.decision.tell_again = Some(analysing::tell_again(draft, &rollout));
     draft.say(barrier.phase, barrier.reason, message);
     draft.status.rollout = Some(rollout);
     Flow::Wait
