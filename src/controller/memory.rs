@@ -74,6 +74,12 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether anything is kept of this release.
+    pub fn knows(&self, namespace: &str, name: &str) -> bool {
+        let entries = self.lock();
+        !entries.is_empty() && entries.contains_key(&(namespace.to_owned(), name.to_owned()))
+    }
+
     /// Forgets releases that are gone.
     pub fn forget_missing(&self, exists: impl Fn(&str, &str) -> bool) {
         self.lock().retain(|(namespace, name), _| exists(namespace, name));

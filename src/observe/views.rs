@@ -177,6 +177,13 @@ impl Views {
         }
     }
 
+    /// Whether anything is held for this release.
+    pub fn has_member(&self, namespace: &str, release: &str) -> bool {
+        let open = lock(&self.open);
+        open.get(namespace)
+            .is_some_and(|view| lock(&view.state).members.contains(release))
+    }
+
     /// Drops members that `exists` does not know any more: they were deleted before they had anything to guard.
     pub fn forget_missing(&self, exists: impl Fn(&str, &str) -> bool) {
         let mut open = lock(&self.open);

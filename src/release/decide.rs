@@ -33,17 +33,26 @@ pub fn decide(seen: &Observed, routing: &dyn Routing, settle: Duration, now: Tim
     draft.finish()
 }
 
-/// Whether a release has nothing to do and nothing to guard, as far as the object itself tells, and when to look again
-/// at the latest. Such a release costs no request and no watch.
+/// For how long a release needs nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Until somebody changes it.
+    UntilChanged,
+    /// Until a Deployment that was kept goes, or the clock may have been set meanwhile, or somebody changes it.
+    For(Duration),
+}
+
+/// Whether a release has nothing to do and nothing to guard, as far as the object itself tells. Such a release costs no
+/// request and no watch.
 #[must_use]
-pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Duration> {
+pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Rest> {
     let guarded = release.finalizers().iter().any(|f| f == FINALIZER);
     let deleting = release.metadata.deletion_timestamp.is_some();
     if guarded {
         return None;
     }
     if deleting {
-        return Some(IDLE);
+        return Some(Rest::UntilChanged);
     }
     let status = release.status.as_ref()?;
     let rollout = status.rollout.as_ref()?;
@@ -53,10 +62,10 @@ pub fn at_rest(release: &CanaryRelease, now: Timestamp) -> Option<Duration> {
         return None;
     }
     let Some(until) = &rollout.kept_until else {
-        return Some(IDLE);
+        return Some(Rest::UntilChanged);
     };
     let left = Duration::try_from(until.0.duration_since(now)).unwrap_or_default();
-    (!left.is_zero()).then(|| left.min(IDLE))
+    (!left.is_zero()).then(|| Rest::For(left.min(IDLE)))
 }
 
 fn turn(draft: &mut Draft<'_>) -> Flow {

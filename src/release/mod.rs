@@ -22,7 +22,7 @@ mod windows;
 
 pub use analysing::{ToJudge, to_judge};
 pub use command::{Command, CommandError, Verb, commanded};
-pub use decide::{Decide, at_rest, decide};
+pub use decide::{Decide, Rest, at_rest, decide};
 pub use decision::{Decision, Kind, Level, Note, Op, Write};
 pub use draft::IDLE;
 pub use hash::{intent, schedule_hash};

@@ -91,9 +91,7 @@ pub(super) fn promoting(draft: &mut Draft<'_>, mut rollout: Rollout) -> Flow {
         let who = share(draft, split.weight);
         draft.note(Level::Normal, "TrafficChanged", format!("spec.traffic changed: {who}"));
     }
-    let serves = draft.live_weight() < Weight::FULL;
-    let unheard = || unheard(draft, "promotion", draft.now).filter(|_| serves);
-    if let Some(barrier) = paused(draft, "promotion").or_else(unheard) {
+    if let Some(barrier) = paused(draft, "promotion").or_else(|| unheard(draft, "promotion", draft.now)) {
         let weight = draft.live_weight();
         return wait_at(draft, rollout, weight, barrier);
     }
@@ -479,8 +477,7 @@ fn stuck(draft: &mut Draft<'_>, rollout: Rollout, stable: &Workload) -> Flow {
         draft.status.rollout = Some(rollout);
         return Flow::Wait;
     };
-    let serves = draft.live_weight() < Weight::FULL;
-    if let Some(barrier) = unheard(draft, "version 1", draft.now).filter(|_| serves) {
+    if let Some(barrier) = unheard(draft, "version 1", draft.now) {
         let weight = draft.live_weight();
         return wait_at(draft, rollout, weight, barrier);
     }

@@ -59,8 +59,12 @@ pub(super) fn shut(draft: &Draft<'_>, rollout: &Rollout, next: &str, at: Timesta
 }
 
 /// Controllers that may not have heard of endpoints yet: they would lead a raised share to the few that they know, and go on
-/// leading requests to pods that are gone.
+/// leading requests to pods that are gone. Where everything goes to version 2 no share is left to raise, and what keeps
+/// version 1's pods is the settle time of that weight, which an outage draws out.
 pub(super) fn unheard(draft: &Draft<'_>, next: &str, at: Timestamp) -> Option<Barrier> {
+    if draft.live_weight() == Weight::FULL {
+        return None;
+    }
     let outage = draft.settling.outages.unheard(at)?;
     let heard_by = outage.heard_by();
     Some(Barrier {

@@ -3,9 +3,10 @@
 use super::{tell::writes, world::*};
 use crate::{
     api::{Outcome, Phase, Stage},
-    release::{Kind, at_rest},
+    release::{Kind, Rest, at_rest},
 };
 use serde_json::json;
+use std::time::Duration;
 
 #[test]
 fn traffic_leaves_first_and_the_pods_outlive_it_by_the_settle_time() {
@@ -156,8 +157,8 @@ fn a_deployment_that_is_kept_gets_no_traffic_and_goes_when_its_time_is_over() {
         .round();
     assert_eq!(kept.owned(), ["Deployment shop-v2"]);
     assert!(!kept.guarded());
-    let rest = at_rest(&kept.release, kept.now);
-    assert_eq!(rest.map(|rest| rest.as_secs()), Some(300));
+    let left = at_rest(&kept.release, kept.now);
+    assert_eq!(left, Some(Rest::For(Duration::from_secs(300))));
     let over = kept.when("an hour later").later(3600);
     assert_eq!(at_rest(&over.release, over.now), None);
     insta::assert_snapshot!(over.round().round().story);

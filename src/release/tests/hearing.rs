@@ -309,6 +309,19 @@ fn version_1_is_not_replaced_under_its_traffic_until_every_watch_is_back() {
 }
 
 #[test]
+fn where_version_2_carries_everything_promotion_begins_at_once_and_version_1s_pods_stay_until_every_watch_is_back() {
+    let full = json!({"steps": [{"weight": 100, "hold": "1m"}]});
+    let routed = world().spec(full).begun().canary_ready(4).rounds(1);
+    let stepping = routed.later(6).rounds(1);
+    assert_eq!(stepping.weight(), "100");
+    let world = stepping.later(66).after_an_outage_of(3).rounds(2);
+    assert_eq!(world.rollout().stage, Stage::Promoting);
+    let world = world.later(59);
+    assert!(!world.replaces());
+    assert!(world.later(1).replaces());
+}
+
+#[test]
 fn an_operator_that_starts_over_tells_no_other_time_than_the_one_before() {
     let waits = [
         world().promoting(),

@@ -122,7 +122,7 @@ async fn cost(dir: &Path, releases: usize) -> Cost {
         &format!("bench-{releases}"),
     ];
     let mut operator = Operator::start(dir, &format!("real-{releases}"), Path::new(&kubeconfig), &arguments);
-    let settled = operator.settled(releases).await;
+    let settled = operator.settled().await;
     let (before, asked) = (operator.usage(), asked(&operator));
     tokio::time::sleep(WATCHED).await;
     let usage = operator.usage();

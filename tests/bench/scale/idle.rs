@@ -153,7 +153,7 @@ pub struct Idle {
     pub releases: usize,
     pub server: ApiServer,
     pub operator: Operator,
-    /// Until it led and every release had had a round.
+    /// Until it led and had listed all releases.
     pub settled: Duration,
     began: (Timestamp, Usage),
 }
@@ -179,7 +179,7 @@ impl Idle {
         let name = format!("idle-{releases}");
         let kubeconfig = fake::serve(&server, dir, &name).await;
         let mut operator = Operator::start(dir, &name, &kubeconfig, &["--lease-namespace", LEASE_NAMESPACE]);
-        let settled = operator.settled(releases).await;
+        let settled = operator.settled().await;
         let began = (server.clock().now(), operator.usage());
         Self {
             releases,

@@ -22,8 +22,7 @@ use std::{
 
 /// So many releases that are over.
 const IDLE: [usize; 4] = [1, 100, 1_000, 10_000];
-/// How long they are measured: as long as it takes until the operator has looked at each of them again, and its watches have
-/// started over.
+/// How long they are measured: as long as it takes until the operator's watches have started over.
 const WATCHED: Duration = Duration::from_secs(310);
 
 /// 100 idle releases of others, measured on a real cluster: name, requests a minute, those of the lease, seconds of CPU a

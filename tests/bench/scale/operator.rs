@@ -88,11 +88,10 @@ impl Operator {
             .sum()
     }
 
-    /// Waits until it leads and each of so many releases has had a round; how long that took since it was started.
-    pub async fn settled(&mut self, releases: usize) -> Duration {
+    /// Waits until it leads and has listed all releases; how long that took since it was started.
+    pub async fn settled(&mut self) -> Duration {
         self.until("settled", |operator| {
-            operator.get("/readyz").is_some()
-                && operator.metric("canary_operator_round_duration_seconds_count") >= releases as f64
+            operator.get("/readyz").is_some_and(|ready| ready == "leader\n")
         })
         .await;
         self.began.elapsed()

@@ -173,7 +173,7 @@ pub async fn progress(dir: &Path) -> Progress {
     let kubeconfig = fake::serve(&server, dir, "progress").await;
     let arguments = ["--lease-namespace", LEASE_NAMESPACE, "--controller-metrics-port", &port];
     let mut operator = Operator::start(dir, "progress", &kubeconfig, &arguments);
-    operator.settled(0).await;
+    operator.settled().await;
     for number in 0..RELEASES {
         let (namespace, name) = place(number);
         server.create(release(&namespace, &name, &spec(number))).unwrap();
