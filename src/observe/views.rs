@@ -357,26 +357,28 @@ impl View {
         K: Resource + Clone + 'static,
         K::DynamicType: Eq + Hash + Clone,
     {
-        let mut seen: BTreeMap<String, Arc<K>> = store
-            .state()
-            .into_iter()
-            .map(|object| (object.name_any(), object))
-            .collect();
+        let mut seen = sorted(store.state());
         let state = lock(&self.state);
         for ((_, name), written) in state.written.iter().filter(|((of, _), _)| *of == kind) {
+            let place = seen.binary_search_by(|object| object.meta().name.as_deref().cmp(&Some(name)));
             match &written.now {
                 Left::Object(object) => {
-                    let cached = seen.get(name).map(|cached| cached.meta());
+                    let cached = place.ok().and_then(|at| seen.get(at)).map(|cached| cached.meta());
                     // The watch may have shown more than the write before its answer was there.
                     let is_newer = cached.is_some_and(|cached| written.now.shown_by(cached, false));
-                    if !is_newer && let Some(object) = convert(object) {
-                        seen.insert(name.clone(), Arc::new(object));
+                    if !is_newer && let Some(object) = convert(object).map(Arc::new) {
+                        let replaced = place.map_or_else(|at| at..at, |at| at..at + 1);
+                        seen.splice(replaced, [object]);
                     }
                 }
-                Left::Nothing { .. } => drop(seen.remove(name)),
+                Left::Nothing { .. } => {
+                    if let Ok(at) = place {
+                        seen.remove(at);
+                    }
+                }
             }
         }
-        seen.into_values().collect()
+        seen
     }
 }
 
@@ -388,7 +390,8 @@ fn typed<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {
 
 /// A store has no order of its own; decisions and their tests have.
 fn sorted<K: Resource>(mut objects: Vec<Arc<K>>) -> Vec<Arc<K>> {
-    objects.sort_by_key(|object| object.meta().name.clone());
+    // Names are not copied to be compared: every round of every release sorts all objects of its namespace.
+    objects.sort_by(|one, other| one.meta().name.cmp(&other.meta().name));
     objects
 }
 
