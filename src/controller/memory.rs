@@ -76,8 +76,7 @@ impl Memory {
 
     /// Whether anything is kept of this release.
     pub fn knows(&self, namespace: &str, name: &str) -> bool {
-        let entries = self.lock();
-        !entries.is_empty() && entries.contains_key(&(namespace.to_owned(), name.to_owned()))
+        self.lock().contains_key(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// Forgets releases that are gone.
